@@ -1,0 +1,46 @@
+"""``modelstore fetch``."""
+
+import json
+from typing import Any
+
+import click
+
+from modelstore.source_url import SourceURL
+from modelstore.store import Store
+
+__all__ = ["fetch"]
+
+
+@click.command()
+@click.argument("source")
+@click.option("--to", metavar="DIR", help="Lay the model out at DIR, not at <root>/models/<key>.")
+@click.option("--layout", metavar="NAME", default="files", show_default=True, help="files or vllm.")
+@click.option("--verify", type=click.Choice(["fast", "full"]), default="fast", show_default=True,
+              help="full: hash everything that is there already once more.")  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Ask the source whether it holds something newer.")
+@click.option("--offline", is_flag=True, help="Ask no source; fail if the model is not there.")
+@click.option("--connections", metavar="N", type=click.IntRange(1, 256), help="Ranges to read at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.pass_obj
+def fetch(obj: dict[str, Any], /, source: str, as_json: bool, offline: bool, **options: Any) -> None:
+    """Have SOURCE complete, verified and laid out, and print the path.
+
+    SOURCE is a URL (https://, file://) or a local path. A pin, #sha256=<hex>, makes sure of the bytes; for a
+    directory, ?allow= and ?ignore= choose files.
+
+    \b
+    Examples:
+      modelstore fetch https://example.com/model.gguf
+      modelstore fetch 'https://example.com/model.gguf#sha256=9f86d081884c7d65…'
+      modelstore fetch ./my-model --layout vllm --to /mnt/models
+      modelstore fetch './my-model?allow=*.safetensors,*.json' --json
+    """
+    url = SourceURL.parse(source)
+    store = Store(obj["tiers"], obj["config"])
+    progress = obj["output"].progress(url.text.rstrip("/").rpartition("/")[2])
+    try:
+        model = store.fetch(url, offline=offline or None, progress=progress, **options)
+    finally:
+        if progress:
+            progress.close()
+    click.echo(json.dumps(model.to_json()) if as_json else str(model.path))

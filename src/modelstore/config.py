@@ -1,0 +1,165 @@
+"""Settings, from a TOML file and the environment. Only what is asked for explicitly goes above them."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from modelstore.errors import ConfigError
+
+__all__ = ["Config", "TierConfig", "load_config", "parse_duration"]
+
+#: Kubernetes puts these into every pod beside a Service called "modelstore"; they are not settings of ours.
+_SERVICE_VARIABLES: Final = re.compile(r"MODELSTORE_(SERVICE_|PORT(_|\Z))")
+_VARIABLES: Final = ("MODELSTORE_CONFIG", "MODELSTORE_OFFLINE", "MODELSTORE_TIERS")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class TierConfig:
+    """One tier: where it is, what to call it in messages, and whether it may be written (``rw``) or not (``ro``)."""
+
+    location: str
+    name: str
+    mode: Literal["rw", "ro"] = "rw"
+
+    @classmethod
+    def parse(cls, value: Any) -> "TierConfig":
+        """Read a location, or a TOML table with ``location`` and any of ``name`` and ``mode``."""
+        table = {"location": value} if isinstance(value, (str, os.PathLike)) else value
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"a tier is a location or a table, not {value!r}")
+        _refuse_unknown(table, [field.name for field in fields(cls)], "tier setting")
+        location, mode = table.get("location"), table.get("mode", "rw")
+        if isinstance(location, os.PathLike):
+            location = os.fspath(location)
+        if not isinstance(location, str) or not location:
+            raise ConfigError("a tier has no location", hint='write location = "/path" or location = "scheme://…"')
+        if mode not in ("rw", "ro"):
+            raise ConfigError(f"mode of the tier {location} is {mode!r}", hint='write "rw" or "ro"')
+        if "://" not in location:
+            location = os.path.abspath(os.path.expanduser(location))
+        name = table.get("name", location)
+        if not isinstance(name, str) or not name or name in ("origin", "reused"):
+            raise ConfigError(f"{name!r} cannot be the name of the tier {location}")
+        return cls(location, name, "ro" if mode == "ro" else "rw")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings.
+
+    ``tiers`` fastest first. ``offline``: never ask a source. ``connections``: ranges fetched at once.
+    ``max_age``: seconds after which a cached ref is checked with its source again; None for never.
+    ``lock_timeout``: seconds to wait for another process that fetches the same model.
+    """
+
+    tiers: tuple[TierConfig, ...]
+    offline: bool = False
+    connections: int = 8
+    max_age: float | None = None
+    lock_timeout: float = 1800.0
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    tiers: Iterable[Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """The settings in force: ``tiers`` if given, else the environment, else the file, else the default.
+
+    The file is ``path``, else ``MODELSTORE_CONFIG``, else ``~/.config/modelstore/config.toml`` if there is one.
+    Raises :class:`ConfigError` for a file that is named and cannot be read, for an unknown key, for a wrong value.
+    """
+    environ = os.environ if environ is None else environ
+    names = [name for name in environ if name.startswith("MODELSTORE_") and not _SERVICE_VARIABLES.match(name)]
+    _refuse_unknown(names, _VARIABLES, "environment variable")
+    settings = _read_file(path or environ.get("MODELSTORE_CONFIG"), environ)
+    _refuse_unknown(settings, [field.name for field in fields(Config)], "setting")
+    if listed := environ.get("MODELSTORE_TIERS"):
+        settings["tiers"] = [location.strip() for location in listed.split(",") if location.strip()]
+    if tiers is not None:
+        settings["tiers"] = list(tiers)
+    if offline := environ.get("MODELSTORE_OFFLINE"):
+        settings["offline"] = _parse_flag("MODELSTORE_OFFLINE", offline)
+    return _build(settings, environ)
+
+
+def _build(settings: dict[str, Any], environ: Mapping[str, str]) -> Config:
+    listed = settings.get("tiers") or [_home(environ, "XDG_CACHE_HOME", ".cache") / "modelstore"]
+    if not isinstance(listed, list):
+        raise ConfigError("tiers is not a list", hint='write tiers = ["/path", …], fastest first')
+    tiers = tuple(tier if isinstance(tier, TierConfig) else TierConfig.parse(tier) for tier in listed)
+    if len({tier.name for tier in tiers}) < len(tiers):
+        raise ConfigError("two tiers have the same name")
+    offline, connections = settings.get("offline", False), settings.get("connections", 8)
+    if not isinstance(offline, bool):
+        raise ConfigError(f"offline is {offline!r}", hint="write true or false")
+    if type(connections) is not int or not 1 <= connections <= 256:
+        raise ConfigError(f"connections is {connections!r}", hint="write a number from 1 to 256")
+    max_age = settings.get("max_age")
+    return Config(
+        tiers=tiers,
+        offline=offline,
+        connections=connections,
+        max_age=None if max_age is None else parse_duration("max_age", max_age),
+        lock_timeout=parse_duration("lock_timeout", settings.get("lock_timeout", 1800)),
+    )
+
+
+def parse_duration(name: str, value: Any) -> float:
+    """Seconds of a number or of text such as ``"90s"``, ``"30m"``, ``"12h"``, ``"7d"``."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise ConfigError(f"{name} is {value!r}", hint='write seconds, or "90s", "30m", "12h", "7d"')
+    return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def _read_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    named = path is not None
+    file = Path(path) if path is not None else _home(environ, "XDG_CONFIG_HOME", ".config") / "modelstore/config.toml"
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError as error:
+        if not named:
+            return {}
+        raise ConfigError(f"the config file {file} does not exist") from error
+    except OSError as error:
+        raise ConfigError(f"the config file {file} cannot be read: {error.strerror}") from error
+    import tomllib
+
+    try:
+        return tomllib.loads(raw.decode())
+    except ValueError as error:
+        raise ConfigError(f"the config file {file} is not TOML: {error}") from error
+
+
+def _home(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    # The XDG base directory specification: a relative value is to be ignored.
+    value = environ.get(variable, "")
+    return Path(value) if os.path.isabs(value) else Path(os.path.expanduser("~")) / default
+
+
+def _parse_flag(name: str, value: str) -> bool:
+    lowered = value.strip().lower()
+    if lowered in ("1", "on", "yes", "true"):
+        return True
+    if lowered in ("0", "off", "no", "false"):
+        return False
+    raise ConfigError(f"{name} is {value!r}", hint="write 1 or 0")
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"unknown {what} {name!r}", hint=f"did you mean {near[0]!r}?")

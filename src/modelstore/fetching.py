@@ -1,0 +1,242 @@
+"""The way in: what the fastest writable tier lacks is brought there, from the nearest place that has it."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Event
+
+from modelstore.digest import ChunkSums, Digest
+from modelstore.errors import BlobNotFound, SourceChanged, SourceCorrupt, StoreError
+from modelstore.manifest import MAX_MANIFEST_SIZE, FileEntry, Manifest, Ref
+from modelstore.progress import Progress
+from modelstore.source_url import SourceURL
+from modelstore.sources.base import Resolved, Source, SourceFile
+from modelstore.tiers.base import SupportsVerify, Tier
+from modelstore.transfer.download import Job, download
+
+__all__ = ["Bringer", "Found", "now", "put", "read_manifest"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model that some tier knows."""
+
+    ref: Ref
+    manifest: Manifest
+
+
+def now() -> str:
+    """The time, as refs hold it (RFC 3339, UTC, seconds)."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def put(tier: Tier, data: bytes) -> None:
+    """Store a small blob that is in memory."""
+    digest = Digest.of(data)
+    if tier.missing([digest]):
+        with tier.ingest(len(data), digest) as ingest:
+            ingest.write_at(0, data)
+            ingest.commit(ChunkSums.of([data]))
+
+
+def read_manifest(tier: Tier, digest: Digest) -> Manifest | None:
+    """A manifest by its digest; None if it is not there or not what its name says."""
+    try:
+        size = tier.stat(digest).size
+        raw = b"".join(tier.open_range(digest, 0, size)) if size <= MAX_MANIFEST_SIZE else b""
+    except BlobNotFound:
+        return None
+    if Digest.of(raw) == digest:
+        try:
+            return Manifest.parse(raw)
+        except ValueError as error:
+            logger.warning("tier %s: blob %s is not a manifest: %s", tier.name, digest, error)
+            return None
+    logger.warning("tier %s: the manifest %s is damaged", tier.name, digest)
+    if isinstance(tier, SupportsVerify) and tier.writable:
+        tier.quarantine(digest)
+    return None
+
+
+class _TierReader:
+    """Lets the engine read a blob of a slower tier as it reads a source."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+
+    def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
+        if file.digest is None:
+            raise ValueError(f"{file.path} has no digest to be read by")
+        return self._tier.open_range(file.digest, start, stop)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class Bringer:
+    """Brings one model into ``home``. ``bytes`` counts where its bytes came from."""
+
+    def __init__(
+        self,
+        url: SourceURL,
+        home: Tier,
+        others: Sequence[Tier],
+        *,
+        connections: int,
+        progress: Progress | None,
+        cancel: Event | None,
+    ) -> None:
+        self._url = url
+        self._home = home
+        self._others = list(others)
+        self._connections = connections
+        self._progress = progress
+        self._cancel = cancel
+        self.bytes: dict[str, int] = {"origin": 0, "reused": 0, **{tier.name: 0 for tier in others}}
+
+    def from_tiers(self, found: Found) -> bool:
+        """Copy up what ``home`` lacks of a known model; False if some of it is in no tier."""
+        blobs = {found.manifest.digest: len(found.manifest.raw), **found.manifest.blobs}
+        files = {digest: SourceFile(str(digest), size, digest) for digest, size in blobs.items()}
+        while (places := self._locate(self._home.missing(files))) is not None:
+            jobs = [Job(files[digest], _TierReader(tier), digest, tier.name) for digest, tier in places.items()]
+            if self._run(jobs) is not None:
+                self.bytes["reused"] = sum(blobs.values()) - sum(job.file.size for job in jobs)
+                self._home.write_ref(self._url.key, found.ref)
+                return True
+        return False
+
+    def from_source(self, source: Source, known: Found | None, *, refresh: bool) -> Found:
+        """Ask the source, fetch what no tier has, publish blobs → manifest → ref.
+
+        What ``known`` remembers must still be so, unless ``refresh``. Raises ``SourceChanged``, ``SourceCorrupt``.
+        """
+        resolved = source.resolve(self._url)
+        expected = self._expect(resolved, known, refresh=refresh)
+        try:
+            digests = self._bring(source, resolved, expected)
+        except SourceCorrupt as error:
+            if known is None or refresh or not _moved(resolved, known):
+                raise
+            raise self._changed() from error
+        entries = [FileEntry(file.path, digests[file.path], file.size) for file in resolved.files]
+        try:
+            manifest, config = Manifest.build(entries)
+        except ValueError as error:
+            raise SourceCorrupt(f"the source lists files that cannot be stored: {error}") from error
+        pin = self._url.pin
+        if pin and resolved.tree and manifest.digest != pin:
+            raise SourceCorrupt(
+                f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
+            )
+        if known and not refresh and not pin and manifest.digest != known.manifest.digest:
+            raise self._changed()
+        put(self._home, config)
+        put(self._home, manifest.raw)
+        ref = self._ref(resolved, manifest, known)
+        self._home.write_ref(self._url.key, ref)
+        return Found(ref, manifest)
+
+    # -- what is expected -------------------------------------------------------------------------------------------
+
+    def _expect(self, resolved: Resolved, known: Found | None, *, refresh: bool) -> dict[str, Digest]:
+        """The digests that are known beforehand, by path."""
+        expected = {file.path: file.digest for file in resolved.files if file.digest}
+        remembered = known.manifest.files if known else {}
+        for file in resolved.files:
+            entry = remembered.get(file.path)
+            if known is None or entry is None or file.path in expected:
+                continue
+            same = file.validator is not None and file.validator == known.ref.validators.get(file.path)
+            if not refresh or (same and entry.size == file.size):
+                expected[file.path] = entry.digest
+        if self._url.pin and not resolved.tree:
+            expected[resolved.files[0].path] = self._url.pin
+        return expected
+
+    def _changed(self) -> SourceChanged:
+        return SourceChanged(
+            f"{self._url} no longer holds what was first fetched from it",
+            hint="--refresh accepts what it has now",
+        )
+
+    def _ref(self, resolved: Resolved, manifest: Manifest, known: Found | None) -> Ref:
+        time_now = now()
+        validators = {file.path: file.validator for file in resolved.files if file.validator}
+        ref = Ref(self._url.text, manifest.digest, resolved.revision, validators, time_now, time_now)
+        if known and known.manifest.digest == manifest.digest:
+            return replace(ref, fetched=known.ref.fetched)
+        return ref
+
+    # -- bringing it ------------------------------------------------------------------------------------------------
+
+    def _bring(self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str, Digest]:
+        """Have every file's blob in ``home`` and return the digests by path."""
+        brought: list[Digest] | None = None
+        while brought is None:
+            jobs = self._plan(source, resolved, expected)
+            brought = self._run(list(jobs.values()))
+        digests = dict(zip(jobs, brought, strict=True))
+        total = sum(file.size for file in resolved.files)
+        self.bytes["reused"] = total - sum(job.file.size for job in jobs.values())
+        return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}
+
+    def _plan(self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str | Digest, Job]:
+        """What has to be brought, and from where: by digest, or by path where that is not known yet."""
+        missing = self._home.missing(set(expected.values()))
+        places = self._locate(missing, partly=True) or {}
+        jobs: dict[str | Digest, Job] = {}
+        for file in resolved.files:
+            digest = expected.get(file.path)
+            if digest is None:
+                jobs[file.path] = Job(file, source)
+            elif digest in places:
+                tier = places[digest]
+                jobs[digest] = Job(SourceFile(file.path, file.size, digest), _TierReader(tier), digest, tier.name)
+            elif digest in missing:
+                jobs[digest] = Job(file, source, digest)
+        return jobs
+
+    def _locate(self, digests: Iterable[Digest], *, partly: bool = False) -> dict[Digest, Tier] | None:
+        """For each blob the first other tier that has it; None if some is nowhere, unless ``partly``."""
+        left = set(digests)
+        places: dict[Digest, Tier] = {}
+        for tier in list(self._others):
+            if not left:
+                break
+            try:
+                here = left - tier.missing(left)
+            except StoreError as error:
+                self._pass_over(tier, error)
+                continue
+            places.update(dict.fromkeys(here, tier))
+            left -= here
+        return places if partly or not left else None
+
+    def _run(self, jobs: list[Job]) -> list[Digest] | None:
+        """Run the engine; None if a slower tier failed in the middle and was passed over: plan again."""
+        try:
+            digests = download(
+                jobs, self._home, connections=self._connections, cancel=self._cancel, progress=self._progress
+            )
+        except StoreError as error:
+            failed = next((tier for tier in self._others if tier.name == error.tier), None)
+            if failed is None:
+                raise
+            self._pass_over(failed, error)
+            return None
+        for job in jobs:
+            self.bytes[job.tier or "origin"] += job.file.size
+        return digests
+
+    def _pass_over(self, tier: Tier, error: StoreError) -> None:
+        logger.warning("%s; passing it over", error)
+        self._others.remove(tier)
+
+
+def _moved(resolved: Resolved, known: Found) -> bool:
+    """Whether the source's own validators say that it holds something else now."""
+    return any(file.validator != known.ref.validators.get(file.path) for file in resolved.files)

@@ -1,0 +1,1 @@
+"""How an engine wants a model on disk: one module per arrangement."""

@@ -1,0 +1,1 @@
+"""Places that hold blobs, manifests and refs: one module per kind of place."""

@@ -1,0 +1,104 @@
+"""The few file operations on which durability and integrity rest, each written once."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from modelstore.digest import ChunkSums, Digest
+
+__all__ = ["atomic_write", "fsync_dir", "hash_file", "is_no_space", "make_dirs", "read_pieces", "write_all"]
+
+#: Bytes per read and per write. 1 MiB keeps a core busy without showing in the resident size.
+PIECE: Final = 1024 * 1024
+DIR_MODE: Final = 0o755
+FILE_MODE: Final = 0o644
+
+
+def is_no_space(error: OSError) -> bool:
+    """Whether an error says that space, inodes or quota are used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``: one ``pwrite`` may write less (at most 0x7ffff000 bytes on Linux)."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        offset += written
+        view = view[written:]
+
+
+def read_pieces(fd: int, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes of an open file from ``start`` up to ``stop`` or its end, in pieces of at most 1 MiB."""
+    while stop is None or start < stop:
+        piece = os.pread(fd, PIECE if stop is None else min(PIECE, stop - start), start)
+        if not piece:
+            return
+        yield piece
+        start += len(piece)
+
+
+def hash_file(path: str) -> tuple[Digest, ChunkSums]:
+    """The digest and the chunk sums of a file, in one pass. Raises :class:`OSError`."""
+    sha256 = hashlib.sha256()
+
+    def pieces(fd: int) -> Iterator[bytes]:
+        for piece in read_pieces(fd):
+            sha256.update(piece)
+            yield piece
+
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        sums = ChunkSums.of(pieces(fd))
+    finally:
+        os.close(fd)
+    return Digest(sha256.hexdigest()), sums
+
+
+def fsync_dir(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_dirs(path: str) -> None:
+    """Make a directory and its missing parents, each 0755 whatever the umask, and durable in its parent."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent != path:
+        make_dirs(parent)
+    with suppress(FileExistsError):  # another process made it, or it is a file: what comes next fails and says so
+        os.mkdir(path)
+        os.chmod(path, DIR_MODE)
+        fsync_dir(parent)
+
+
+def atomic_write(path: str, data: bytes, *, staging: str, durable: bool) -> None:
+    """Replace a small file as a whole, through a staged file in the directory ``staging`` of the same file system.
+
+    With ``durable`` the content and the name survive a power cut when this returns.
+    """
+    staged = os.path.join(staging, f"{os.urandom(16).hex()}.staged")
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(fd, data, 0)
+            os.fchmod(fd, FILE_MODE)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(staged, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(staged)
+        raise
+    if durable:
+        fsync_dir(os.path.dirname(path))

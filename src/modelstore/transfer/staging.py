@@ -1,0 +1,90 @@
+"""A blob being written into a directory: staged, hashed, then published by one rename."""
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, suppress
+from typing import Final, Protocol
+
+from modelstore.digest import ChunkSums, Digest
+from modelstore.errors import BlobCorrupt
+from modelstore.transfer.files import read_pieces, write_all
+
+__all__ = ["StagedFile"]
+
+BLOB_MODE: Final = 0o444
+
+
+class Publisher(Protocol):
+    """What a staged file needs of the tier that it is for."""
+
+    @property
+    def name(self) -> str: ...
+
+    def errors(self, op: str) -> AbstractContextManager[None]:
+        """Translate :class:`OSError` into the tier's errors."""
+        ...
+
+    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
+        """Rename the staged file to its final name, durably; False if it was not needed."""
+        ...
+
+
+class StagedFile:
+    """An :class:`~modelstore.tiers.base.Ingest` in a file that nobody else ever opens."""
+
+    def __init__(self, path: str, size: int, expected: Digest | None, tier: Publisher) -> None:
+        self._tier = tier
+        self._size = size
+        self._expected = expected
+        self._sha256 = hashlib.sha256()
+        self._hashed = 0
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        if offset < 0 or offset + len(data) > self._size:
+            raise ValueError(f"{len(data)} bytes at {offset} are outside a blob of {self._size}")
+        with self._tier.errors("write"):
+            write_all(self._fd, data, offset)
+
+    def hash_to(self, stop: int) -> None:
+        # Read back what was written, so that the digest is one of bytes in the file and not of bytes on the wire.
+        with self._tier.errors("read back"):
+            for piece in read_pieces(self._fd, self._hashed, stop):
+                self._sha256.update(piece)
+                self._hashed += len(piece)
+        if self._hashed < stop:
+            raise BlobCorrupt(f"only {self._hashed} of {stop} bytes were staged", tier=self._tier.name, op="hash")
+
+    @property
+    def digest(self) -> Digest:
+        if self._hashed != self._size:
+            raise ValueError(f"only {self._hashed} of {self._size} bytes are hashed")
+        return Digest(self._sha256.hexdigest())
+
+    def commit(self, sums: ChunkSums) -> Digest:
+        name = self._tier.name
+        with self._tier.errors("sync"):
+            os.fsync(self._fd)  # if this fails the file is discarded: a second fsync would claim success
+            os.fchmod(self._fd, BLOB_MODE)
+            found = os.fstat(self._fd)
+        if found.st_size != self._size or sums.size != self._size:
+            raise BlobCorrupt(f"{found.st_size} bytes were staged for a blob of {self._size}", tier=name, op="commit")
+        self.hash_to(self._size)
+        if self._expected is not None and self.digest != self._expected:
+            raise BlobCorrupt(f"the staged bytes have {self.digest}, not {self._expected}", tier=name, op="commit")
+        with self._tier.errors("publish"):
+            if self._tier.publish(self._path, self.digest, sums, found):
+                self._path = ""
+        return self.digest
+
+    def discard(self) -> None:
+        """Let go of the file; unless it was published, it is gone."""
+        if self._path:
+            with suppress(OSError):
+                os.unlink(self._path)
+            self._path = ""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,293 @@
+"""A model's directory, published as a whole: built in a hidden sibling, then renamed into place."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from modelstore.digest import Digest
+from modelstore.errors import BlobNotFound, LayoutError, ModelStoreError, NoSpace
+from modelstore.manifest import FileEntry, canonical_json
+from modelstore.tiers.base import SupportsLayouts
+from modelstore.transfer.files import DIR_MODE, fsync_dir, hash_file, is_no_space, make_dirs
+from modelstore.transfer.link import Linker, exchange
+
+__all__ = ["LayoutRecord", "Tree", "find_damage"]
+
+#: A sibling older than this was left by a process that was killed.
+STALE_AFTER: Final = 24 * 3600.0
+_SUFFIX: Final = ".modelstore"
+_ROUNDS: Final = 5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRecord:
+    """What was laid out at a target: which model, in which layout, and the identity of each file by its path.
+
+    An identity is (inode, mtime in nanoseconds, size). While they match, the files are those that were published.
+    ``damaged`` are files that have since been found to hold other bytes all the same.
+    """
+
+    target: str
+    layout: str
+    manifest: Digest
+    files: Mapping[str, tuple[int, int, int]]
+    damaged: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        value = {
+            "version": 1,
+            "target": self.target,
+            "layout": self.layout,
+            "manifest": str(self.manifest),
+            "files": {path: list(identity) for path, identity in self.files.items()},
+        }
+        return canonical_json({**value, "damaged": list(self.damaged)} if self.damaged else value)
+
+    @classmethod
+    def from_json(cls, raw: bytes | None) -> "LayoutRecord | None":
+        """Read a record; None for anything that is not one of version 1."""
+        try:
+            value: Any = json.loads(raw or b"null")
+            if not value or value["version"] != 1:
+                return None
+            files = {path: (inode, mtime, size) for path, (inode, mtime, size) in value["files"].items()}
+            damaged = tuple(value.get("damaged") or ())
+            return cls(value["target"], value["layout"], Digest.parse(value["manifest"]), files, damaged)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def matches(self, path: str, found: os.stat_result) -> bool:
+        """Whether a file is still the one that was published under ``path``."""
+        return self.files.get(path) == (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+class Tree:
+    """The files of one manifest at one target."""
+
+    def __init__(
+        self, blobs: SupportsLayouts, target: str, layout: str, manifest: Digest, files: Mapping[str, FileEntry]
+    ) -> None:
+        self._blobs = blobs
+        self.target = target
+        self._layout = layout
+        self._manifest = manifest
+        self._files = files
+        self.record = LayoutRecord.from_json(blobs.read_layout(target))
+
+    def is_recorded(self) -> bool:
+        """Whether the target is complete, as far as a record and stats can tell; False if only hashing can."""
+        record = self.record
+        if record is None or record.manifest != self._manifest or record.damaged:
+            return False
+        try:
+            return all(record.matches(path, os.lstat(f"{self.target}/{path}")) for path in self._files)
+        except OSError:
+            return False
+
+    def publish(self) -> None:
+        """Make the target hold exactly these files, durably, or raise and leave it as it was."""
+        with _errors(self.target):
+            for _ in range(_ROUNDS):
+                if self.is_recorded() and self.record and self.record.layout == self._layout:
+                    return
+                found = _list(self.target)
+                if self._is_complete(found):
+                    self._remember()
+                    return
+                self._refuse_foreign(found)
+                if self._replace():
+                    self._remember()
+                    return
+        raise LayoutError(f"{self.target} is being changed by somebody else", op="layout", retryable=True)
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    def _is_complete(self, found: Mapping[str, os.stat_result]) -> bool:
+        return found.keys() == self._files.keys() and all(
+            self._holds(entry, found[path]) for path, entry in self._files.items()
+        )
+
+    def _holds(self, entry: FileEntry, found: os.stat_result) -> bool:
+        """Whether the file at an entry's path has the entry's bytes: the blob itself, or proved by its digest."""
+        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+            return False
+        if _is_blob(found, entry.digest, self._blobs):
+            return True
+        record = self.record
+        if record and not record.damaged and record.manifest == self._manifest and record.matches(entry.path, found):
+            return True
+        return hash_file(f"{self.target}/{entry.path}")[0] == entry.digest
+
+    def _refuse_foreign(self, found: Mapping[str, os.stat_result]) -> None:
+        """Only what modelstore put there, or what is the same as what it would put there, may be replaced."""
+        if self.record and self._blobs.owns(self.target):
+            return
+        for path, state in found.items():
+            if self.record and self.record.matches(path, state):
+                continue
+            if path not in self._files or not self._holds(self._files[path], state):
+                raise LayoutError(
+                    f"{self.target} already holds {path!r}, which modelstore did not put there",
+                    op="layout",
+                    hint="name another directory, or empty this one",
+                )
+
+    # -- making it --------------------------------------------------------------------------------------------------
+
+    def _replace(self) -> bool:
+        """Build the tree beside the target and put it there; False if another process was faster."""
+        if os.path.ismount(self.target):
+            raise LayoutError(f"{self.target} is a mount point", op="layout", hint="name a directory below it")
+        parent, name = os.path.split(self.target)
+        make_dirs(parent)
+        _sweep(parent, name)
+        staged = f"{parent}/.{name}.{os.urandom(8).hex()}{_SUFFIX}"
+        try:
+            self._build(staged)
+            return self._swap(staged)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _build(self, staged: str) -> None:
+        folders = [f"{staged}{folder}" for folder in _folders(self._files)]
+        for folder in folders:
+            os.mkdir(folder)
+            os.chmod(folder, DIR_MODE)
+        linker = Linker()
+        for path, entry in self._files.items():
+            sums = self._blobs.read_sums(entry.digest) if linker.copies else None
+            linker.place(self._blobs.local_path(entry.digest), f"{staged}/{path}", sums)
+        for folder in reversed(folders):
+            fsync_dir(folder)
+
+    def _swap(self, staged: str) -> bool:
+        parent = os.path.dirname(self.target)
+        try:
+            os.rename(staged, self.target)  # over nothing, or over an empty directory
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Not empty. Replace it only if it is still what was looked at.
+            self._refuse_foreign(_list(self.target))
+            try:
+                if not exchange(staged, self.target):
+                    _move_aside(staged, self.target)
+            except FileNotFoundError:
+                return False
+        fsync_dir(parent)
+        return True
+
+    def _remember(self) -> None:
+        files = {path: _identity(os.lstat(f"{self.target}/{path}")) for path in self._files}
+        self.record = LayoutRecord(self.target, self._layout, self._manifest, files)
+        self._blobs.write_layout(self.target, self.record.to_json())
+
+
+def find_damage(record: LayoutRecord, files: Mapping[str, FileEntry], blobs: SupportsLayouts) -> LayoutRecord | None:
+    """Hash the files of a laid-out model that are not the blobs themselves, which have been hashed already.
+
+    Returns the record with what is damaged or gone noted in it, or None if all is well. A file that somebody changed
+    since is not damage: it is not what was published any more.
+    """
+    damaged = []
+    for path, entry in files.items():
+        try:
+            file = f"{record.target}/{path}"
+            found = os.lstat(file)
+            if not record.matches(path, found) or _is_blob(found, entry.digest, blobs):
+                continue
+            if hash_file(file)[0] != entry.digest:
+                damaged.append(path)
+        except OSError:
+            damaged.append(path)
+    return replace(record, damaged=tuple(damaged)) if damaged else None
+
+
+def _is_blob(found: os.stat_result, digest: Digest, blobs: SupportsLayouts) -> bool:
+    """Whether a file is a hard link of its blob."""
+    try:
+        return os.path.samestat(found, os.lstat(blobs.local_path(digest)))
+    except BlobNotFound:
+        return False
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _list(target: str) -> dict[str, os.stat_result]:
+    """Everything below a target that is not a directory, by relative path; empty if there is no target."""
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        return {}
+    if not stat.S_ISDIR(mode):
+        raise LayoutError(f"{target} exists and is not a directory", op="layout", hint="name another directory")
+    found: dict[str, os.stat_result] = {}
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(f"{target}/{folder}") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{folder}{entry.name}/")
+                else:
+                    found[folder + entry.name] = entry.stat(follow_symlinks=False)
+    return found
+
+
+def _folders(paths: Iterable[str]) -> list[str]:
+    """Every folder of a tree, parents first: ``""`` for the root, then ``/a``, ``/a/b`` …"""
+    folders = {""}
+    for path in paths:
+        while "/" in path:
+            path = path.rpartition("/")[0]
+            folders.add(f"/{path}")
+    return sorted(folders)
+
+
+def _move_aside(staged: str, target: str) -> None:
+    """Two renames where one exchange is not to be had. Between them the target is absent, never half there."""
+    old = staged.removesuffix(_SUFFIX) + f".old{_SUFFIX}"
+    os.rename(target, old)
+    try:
+        os.rename(staged, target)
+    except BaseException:
+        with suppress(OSError):
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(parent: str, name: str) -> None:
+    """Drop what killed processes left of this target."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            ours = entry.name.startswith(f".{name}.") and entry.name.endswith(_SUFFIX)
+            if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_AFTER:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextmanager
+def _errors(target: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelStoreError:
+        raise  # some are OSErrors too
+    except OSError as error:
+        if is_no_space(error):
+            raise NoSpace(f"no space left to lay the model out at {target}", op="layout", hint="free some") from error
+        reason = (error.strerror or str(error)).lower()
+        raise LayoutError(
+            f"the model could not be laid out at {target}: {reason}", op="layout", hint="check its permissions"
+        ) from error
