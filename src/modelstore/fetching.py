@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -95,7 +95,7 @@ class Bringer:
         self._connections = connections
         self._progress = progress
         self._cancel = cancel
-        self.bytes: dict[str, int] = {"origin": 0, "reused": 0, **{tier.name: 0 for tier in others}}
+        self.bytes: dict[str, int] = {"origin": 0, "reused": 0, **{tier.name: 0 for tier in (home, *others)}}
 
     def from_tiers(self, found: Found) -> bool:
         """Copy up what ``home`` lacks of a known model; False if some of it is in no tier."""
@@ -109,12 +109,16 @@ class Bringer:
                 return True
         return False
 
-    def from_source(self, source: Source, known: Found | None, *, refresh: bool) -> Found:
+    def from_source(
+        self, source: Source, known: Found | None, *, refresh: bool, check: Callable[[Mapping[str, int]], None]
+    ) -> Found:
         """Ask the source, fetch what no tier has, publish blobs → manifest → ref.
 
-        What ``known`` remembers must still be so, unless ``refresh``. Raises ``SourceChanged``, ``SourceCorrupt``.
+        What ``known`` remembers must still be so, unless ``refresh``. ``check`` is given the sizes of the files by
+        path before a byte is fetched, and may raise. Raises ``SourceChanged``, ``SourceCorrupt``.
         """
         resolved = source.resolve(self._url)
+        check({file.path: file.size for file in resolved.files})
         expected = self._expect(resolved, known, refresh=refresh)
         try:
             digests = self._bring(source, resolved, expected)

@@ -99,11 +99,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that does not hold the bytes it should: a blob of a tier, or a file of a laid-out model."""
+    """Something that does not hold the bytes it should: a blob (``what`` is its digest) or a laid-out directory.
+
+    ``where`` is the tier, ``model`` the key of a model that needs it.
+    """
 
     what: str
     where: str
     model: str | None = None
+
+    @property
+    def is_blob(self) -> bool:
+        """Whether it is a blob, and not a directory laid out from sound ones."""
+        return self.what.startswith("sha256:")
 
 
 @dataclass

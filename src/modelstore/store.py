@@ -4,8 +4,8 @@ import calendar
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event
 from typing import Literal
@@ -29,6 +29,7 @@ from modelstore.model import Entry, Model, VerifyReport
 from modelstore.plugins import make_layout, make_source, make_tier
 from modelstore.progress import Progress
 from modelstore.source_url import CacheKey, SourceURL
+from modelstore.sources.base import Source as SourceReader
 from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Tier
 
 __all__ = ["Store", "fetch"]
@@ -260,14 +261,13 @@ class _Fetch:
             manifest=found.manifest,
             path=Path(path),
             layout=self._layout_name,
-            bytes=self._bytes or self._all_reused(found, place),
+            bytes=self._bytes or self._all_reused(found),
             seconds=time.monotonic() - begun,
             _lay_out=lambda name, to: Path(self._lay_out(found, place, make_layout(name), os.path.realpath(to))),
         )
 
-    def _all_reused(self, found: Found, place: LocalTier) -> dict[str, int]:
-        others = {tier.name: 0 for tier in self._store.tiers if tier is not place}
-        return {"origin": 0, "reused": found.manifest.size, **others}
+    def _all_reused(self, found: Found) -> dict[str, int]:
+        return {"origin": 0, "reused": found.manifest.size, **{tier.name: 0 for tier in self._store.tiers}}
 
     def _lay_out(self, found: Found, place: SupportsLayouts, layout: Layout, target: str) -> str:
         if layout.is_complete(found.manifest, place, target):
@@ -310,12 +310,14 @@ class _Fetch:
         home = self._store.home()
         if home is None:
             raise self._no_home()
-        if not isinstance(home, SupportsLayouts):
-            return self._bring(home, refresh=refresh)
-        with single_flight(home.lock_path(self._url.key), self._store.config.lock_timeout, self._cancel):
-            return self._bring(home, refresh=refresh)
+        with ExitStack() as stack:
+            source = stack.enter_context(closing(make_source(self._url.scheme, self._store.config)))
+            if isinstance(home, SupportsLayouts):
+                path = home.lock_path(self._url.key)
+                stack.enter_context(single_flight(path, self._store.config.lock_timeout, self._cancel))
+            return self._bring(home, source, refresh=refresh)
 
-    def _bring(self, home: Tier, *, refresh: bool) -> Found:
+    def _bring(self, home: Tier, source: SourceReader, *, refresh: bool) -> Found:
         known = self._store.find(self._url)  # again: another process may have brought it meanwhile
         others = [tier for tier in self._store.usable() if tier is not home]
         bringer = Bringer(
@@ -334,13 +336,18 @@ class _Fetch:
         if self._offline:
             raise self._not_cached()
         try:
-            with closing(make_source(self._url.scheme, self._store.config)) as source:
-                return bringer.from_source(source, known, refresh=renew or not pinned)
+            return bringer.from_source(source, known, refresh=renew or not pinned, check=self._check_target)
         except SourceUnavailable as error:
             if known is None or not renew or not bringer.from_tiers(known):
                 raise
             logger.warning("%s; the cached copy stands", error)
             return known
+
+    def _check_target(self, sizes: Mapping[str, int]) -> None:
+        """Find out that the target is in the way before the model is fetched, and not after."""
+        place = self._place(None)
+        if place is not None:
+            self._layout.check_target(sizes, place, self._target or place.model_path(self._url.key))
 
     def _not_cached(self) -> NotCached:
         return NotCached(f"{self._url} is not complete in any tier", hint="fetch it first, online")

@@ -51,7 +51,7 @@ def list_models(obj: dict[str, Any], /, as_json: bool) -> None:
 
     \b
     Example:
-      modelstore --tier /var/lib/llm-models list
+      modelstore list
     """
     from modelstore.store import Store
 

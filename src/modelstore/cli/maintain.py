@@ -53,13 +53,13 @@ def _report_json(report: VerifyReport) -> dict[str, Any]:
     return {
         "models": [{"key": key[:16], "source": source, "ok": key not in bad} for key, source in report.models.items()],
         "checked": report.checked,
-        "corrupt": [_damage_json(damage) for damage in report.damaged],
-        "repaired": [_damage_json(damage) for damage in report.repaired],
+        "corrupt": [_damage_json("digest", damage) for damage in report.damaged if damage.is_blob],
+        "layouts": [_damage_json("path", damage) for damage in report.damaged if not damage.is_blob],
+        "repaired": [_damage_json("digest", damage) for damage in report.repaired if damage.is_blob],
     }
 
 
-def _damage_json(damage: Damage) -> dict[str, Any]:
-    what = "digest" if damage.what.startswith("sha256:") else "path"
+def _damage_json(what: str, damage: Damage) -> dict[str, Any]:
     return {what: damage.what, "tier": damage.where, "model": damage.model[:16] if damage.model else None}
 
 

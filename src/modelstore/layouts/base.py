@@ -1,5 +1,6 @@
 """What a layout is."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from modelstore.manifest import Manifest
@@ -11,6 +12,13 @@ __all__ = ["Layout"]
 @runtime_checkable
 class Layout(Protocol):
     """Arranges a model's files at a target, all or nothing."""
+
+    def check_target(self, sizes: Mapping[str, int], blobs: SupportsLayouts, target: str) -> None:
+        """Raise ``LayoutError`` if it can be told before a byte is fetched that ``target`` is in the way.
+
+        ``sizes`` are the sizes in bytes of the files that the source offers, by path.
+        """
+        ...
 
     def is_complete(self, model: Manifest, blobs: SupportsLayouts, target: str) -> bool:
         """Whether ``target`` is already the model in this layout, as far as a record and stats can tell."""

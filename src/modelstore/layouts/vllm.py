@@ -10,7 +10,7 @@ from modelstore.errors import LayoutError
 from modelstore.formats.safetensors import read_header
 from modelstore.manifest import FileEntry, Manifest
 from modelstore.tiers.base import SupportsLayouts
-from modelstore.transfer.tree import Tree
+from modelstore.transfer.tree import Tree, check_target
 
 __all__ = ["VllmLayout"]
 
@@ -22,6 +22,9 @@ _NOT_WEIGHTS: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "sc
 
 class VllmLayout:
     """The ``files`` layout, if vLLM would load it: else ``LayoutError`` says what is missing."""
+
+    def check_target(self, sizes: Mapping[str, int], blobs: SupportsLayouts, target: str) -> None:
+        check_target(blobs, target, sizes)
 
     def is_complete(self, model: Manifest, blobs: SupportsLayouts, target: str) -> bool:
         tree = Tree(blobs, target, "vllm", model.digest, model.files)

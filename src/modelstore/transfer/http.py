@@ -285,7 +285,10 @@ def _translated(file: HttpFile) -> Iterator[None]:
             retryable=False,
         ) from error
     except (HTTPError, OSError, ValueError) as error:
-        raise SourceUnavailable(f"{file.shown} could not be read: {_reason(error)}") from error
+        reason = _reason(error)
+        raise SourceUnavailable(
+            f"{file.shown} could not be read: {reason}", hint="check the URL and the network"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

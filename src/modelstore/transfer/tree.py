@@ -19,7 +19,7 @@ from modelstore.tiers.base import SupportsLayouts
 from modelstore.transfer.files import DIR_MODE, fsync_dir, hash_file, is_no_space, make_dirs
 from modelstore.transfer.link import Linker, exchange
 
-__all__ = ["LayoutRecord", "Tree", "find_damage"]
+__all__ = ["LayoutRecord", "Tree", "check_target", "find_damage"]
 
 #: A sibling older than this was left by a process that was killed.
 STALE_AFTER: Final = 24 * 3600.0
@@ -136,18 +136,12 @@ class Tree:
             if self.record and self.record.matches(path, state):
                 continue
             if path not in self._files or not self._holds(self._files[path], state):
-                raise LayoutError(
-                    f"{self.target} already holds {path!r}, which modelstore did not put there",
-                    op="layout",
-                    hint="name another directory, or empty this one",
-                )
+                raise _foreign(self.target, path)
 
     # -- making it --------------------------------------------------------------------------------------------------
 
     def _replace(self) -> bool:
         """Build the tree beside the target and put it there; False if another process was faster."""
-        if os.path.ismount(self.target):
-            raise LayoutError(f"{self.target} is a mount point", op="layout", hint="name a directory below it")
         parent, name = os.path.split(self.target)
         make_dirs(parent)
         _sweep(parent, name)
@@ -191,6 +185,36 @@ class Tree:
         files = {path: _identity(os.lstat(f"{self.target}/{path}")) for path in self._files}
         self.record = LayoutRecord(self.target, self._layout, self._manifest, files)
         self._blobs.write_layout(self.target, self.record.to_json())
+
+
+def check_target(blobs: SupportsLayouts, target: str, sizes: Mapping[str, int]) -> None:
+    """Refuse a target before a byte is fetched, if it can be told by then that nothing can be laid out there.
+
+    ``sizes`` are those of the model's files by path. Raises ``LayoutError``.
+    """
+    with _errors(target):
+        found = _list(target)
+        record = LayoutRecord.from_json(blobs.read_layout(target))
+        if not (record and blobs.owns(target)):
+            for path, state in found.items():
+                could_be_ours = stat.S_ISREG(state.st_mode) and sizes.get(path) == state.st_size
+                if not could_be_ours and not (record and record.matches(path, state)):
+                    raise _foreign(target, path)
+        if not found and os.path.ismount(target):
+            raise LayoutError(f"{target} is a mount point", op="layout", hint="name a directory below it")
+        place = os.path.dirname(target)
+        while not os.path.exists(place):
+            place = os.path.dirname(place)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
+
+
+def _foreign(target: str, path: str) -> LayoutError:
+    return LayoutError(
+        f"{target} already holds {path!r}, which modelstore did not put there",
+        op="layout",
+        hint="name another directory, or empty this one",
+    )
 
 
 def find_damage(record: LayoutRecord, files: Mapping[str, FileEntry], blobs: SupportsLayouts) -> LayoutRecord | None:
