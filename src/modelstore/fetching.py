@@ -105,7 +105,8 @@ class Bringer:
             jobs = [Job(files[digest], _TierReader(tier), digest, tier.name) for digest, tier in places.items()]
             if self._run(jobs) is not None:
                 self.bytes["reused"] = sum(blobs.values()) - sum(job.file.size for job in jobs)
-                self._home.write_ref(self._url.key, found.ref)
+                if self._home.read_ref(self._url.key) != found.ref:
+                    self._home.write_ref(self._url.key, found.ref)
                 return True
         return False
 
@@ -222,6 +223,8 @@ class Bringer:
 
     def _run(self, jobs: list[Job]) -> list[Digest] | None:
         """Run the engine; None if a slower tier failed in the middle and was passed over: plan again."""
+        if not jobs:
+            return []
         try:
             digests = download(
                 jobs, self._home, connections=self._connections, cancel=self._cancel, progress=self._progress

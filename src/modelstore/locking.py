@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def single_flight(path: str, timeout: float, cancel: Event | None = None) -> Iterator[bool]:
-    """Hold the lock file at ``path``, waiting up to ``timeout`` seconds; yields whether it is held.
+    """Hold the lock file at ``path``, waiting up to ``timeout`` seconds; yields False if somebody held it all the time.
 
-    Not held means that somebody is slow or that the file system has no locks: go on without. The file stays: removing
-    it would let two processes lock two files of one name. Raises ``Cancelled`` once ``cancel`` is set.
+    Where the file system has no locks nobody can be seen, and it yields True at once. The file stays: removing it would
+    let two processes lock two files of one name. Raises ``Cancelled`` once ``cancel`` is set.
     """
     # The soft lock that filelock falls back to elsewhere is left behind by a kill, and lets two pods in.
     from filelock import Timeout, UnixFileLock
 
     lock = UnixFileLock(path, timeout=0, mode=0o644, fallback_to_soft=False, is_singleton=False)
-    held = False
+    held = late = False
     begun = noticed = monotonic()
     while not held:
         try:
@@ -38,7 +38,8 @@ def single_flight(path: str, timeout: float, cancel: Event | None = None) -> Ite
         except Timeout:
             now = monotonic()
             if now - begun >= timeout:
-                logger.warning("another process has held %s for %.0f s; going on without it", path, timeout)
+                logger.warning("another process has held %s for %.0f s; not waiting any longer", path, timeout)
+                late = True
                 break
             if now - noticed >= _NOTICE:
                 noticed = now
@@ -51,7 +52,7 @@ def single_flight(path: str, timeout: float, cancel: Event | None = None) -> Ite
             logger.debug("no lock on %s: %s", path, error)
             break
     try:
-        yield held
+        yield not late
     finally:
         if held:
             with suppress(OSError):

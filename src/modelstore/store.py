@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from modelstore.config import Config, TierConfig, load_config
 from modelstore.digest import Digest
@@ -195,18 +195,20 @@ class Store:
                 _ = tier.writable
             except StoreError as error:
                 failures.append(error)
-                self._warn(error)
+                if len(self.tiers) > 1:
+                    self._warn(error)
             else:
                 yield tier
         if len(failures) == len(self.tiers):
             raise _joined(failures)
 
     def home(self) -> Tier | None:
-        """The fastest tier that can be written."""
-        return next((tier for tier in self.usable() if tier.writable), None)
+        """The fastest tier that can be written and that models can be laid out from, else one that can be written."""
+        writable = [tier for tier in self.usable() if tier.writable]
+        return next((tier for tier in writable if isinstance(tier, SupportsLayouts)), next(iter(writable), None))
 
     def _warn(self, error: StoreError) -> None:
-        if len(self.tiers) > 1 and str(error) not in self._warned:
+        if str(error) not in self._warned:
             self._warned.add(str(error))
             logger.warning("%s; passing it over", error)
 
@@ -367,9 +369,22 @@ def _open(tier: "str | os.PathLike[str] | TierConfig | Tier") -> Tier:
     return make_tier(tier) if isinstance(tier, TierConfig) else tier
 
 
-def fetch(source: Source, **options: object) -> Model:
+class FetchOptions(TypedDict, total=False):
+    """The options of :meth:`Store.fetch`."""
+
+    to: str | os.PathLike[str] | None
+    layout: str
+    verify: Literal["fast", "full"]
+    refresh: bool
+    offline: bool | None
+    connections: int | None
+    progress: Progress | None
+    cancel: Event | None
+
+
+def fetch(source: Source, **options: Unpack[FetchOptions]) -> Model:
     """:meth:`Store.fetch` on the store of the config and the environment."""
-    return Store().fetch(source, **options)  # type: ignore[arg-type]
+    return Store().fetch(source, **options)
 
 
 def _joined(failures: "list[StoreError]") -> StoreError:

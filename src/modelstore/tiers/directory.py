@@ -29,6 +29,7 @@ from modelstore.transfer.staging import StagedFile
 __all__ = ["DirectoryTier"]
 
 FORMAT_VERSION: Final = 1
+_FOLDERS: Final = ("refs", "sums", "layouts", "locks", "quarantine", "ingest")
 #: Staged files older than this belong to nobody who is still alive, on any machine that shares the directory.
 STALE_AFTER: Final = 24 * 3600.0
 
@@ -92,13 +93,13 @@ class DirectoryTier:
     def _prepare(self) -> None:
         """Make what writing needs; cheap when it is there."""
         self._open()
-        if os.path.isdir(self._staging) and os.path.isdir(self._blobs):
+        folders = [self._blobs, *(f"{self._own}/{name}" for name in _FOLDERS)]
+        if all(map(os.path.isdir, folders)):
             self._sweep()
             return
         with self.errors("prepare"):
-            make_dirs(self._blobs)
-            for name in ("refs", "sums", "layouts", "locks", "quarantine", "ingest"):
-                make_dirs(f"{self._own}/{name}")
+            for folder in folders:
+                make_dirs(folder)
             for path, data in (
                 (f"{self.root}/CACHEDIR.TAG", _CACHEDIR_TAG),
                 (f"{self._own}/format.json", canonical_json({"version": FORMAT_VERSION})),
