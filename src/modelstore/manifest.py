@@ -6,6 +6,7 @@ so the same files have the same manifest digest wherever they came from.
 """
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -223,6 +224,10 @@ class SumsRecord:
         if self.inode is not None:
             value["file"] = {"inode": self.inode, "mtime_ns": self.mtime_ns}
         return canonical_json(value)
+
+    def is_of(self, found: os.stat_result) -> bool:
+        """Whether a file is the one that was verified: enough to notice accidents, while the digest is the proof."""
+        return (self.sums.size, self.mtime_ns, self.inode) == (found.st_size, found.st_mtime_ns, found.st_ino)
 
     @classmethod
     def from_json(cls, raw: bytes) -> "SumsRecord":

@@ -310,7 +310,7 @@ def test_remove_leaves_other_directories_alone(cli: Modelstore, tiny_model_dir: 
 @pytest.mark.parametrize("command", ["", "fetch", "path", "key", "list", "show", "verify", "remove"])
 def test_help_has_an_example(run_modelstore: Modelstore, command: str) -> None:
     _, _, examples = run_modelstore(*command.split(), "--help").ok().stdout.partition("Example")
-    assert re.search(rf"^ +modelstore .*{command}", examples, re.MULTILINE)
+    assert re.search(rf"modelstore .*{command}", examples)
 
 
 def test_as_a_module(cli: Modelstore, tiny_model_dir: Path) -> None:

@@ -87,7 +87,6 @@ def test_origins_that_are_odd_but_honest(
         {"chunked": True, "ranges": False},
         {"content_range": "bytes 1-17/18"},
         {"content_range": "nonsense"},
-        {"cut_at": 0},
     ],
     ids=str,
 )

@@ -26,7 +26,7 @@ QUERY = (
 )
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 SECRETS = (PASSWORD, "canary-p%40ss", BASIC, "CANARYKEY", "CANARYTOKEN", "CANARYSIGNATURE", "CANARYELSEWHERE")
-LOUD = pytest.mark.parametrize("options", [(), ("-v",), ("-v", "--log-format", "json")], ids=["plain", "-v", "json"])
+LOUD = pytest.mark.parametrize("options", [("-v",), ("-v", "--log-format", "json")], ids=["text", "json"])
 
 
 @dataclass

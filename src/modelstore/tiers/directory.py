@@ -63,10 +63,15 @@ class DirectoryTier:
     @property
     def writable(self) -> bool:
         self._open()
+        place = self._existing()
+        return self._may_write and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+
+    def _existing(self) -> str:
+        """The root, or the nearest directory above it that is there already."""
         place = self.root
         while not os.path.exists(place):
             place = os.path.dirname(place)
-        return self._may_write and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+        return place
 
     def _open(self) -> None:
         """Refuse a root that is not a directory, or whose format is newer than this code."""
@@ -149,7 +154,7 @@ class DirectoryTier:
         if found is None:
             return False
         record = self._read_record(digest)
-        if record and _is_same_file(record, found):
+        if record and record.is_of(found):
             return True
         # There, but with no proof: put here by another program, restored from a backup, or changed since.
         try:
@@ -214,7 +219,7 @@ class DirectoryTier:
         """Give a finished staged file its name; False if the same blob was there already. Called by ``commit``."""
         current = self._lstat(digest)
         record = self._read_record(digest)
-        if current and record and _is_same_file(record, current):
+        if current and record and record.is_of(current):
             return False
         os.rename(staged, self._blob_path(digest))
         fsync_dir(self._blobs)
@@ -389,15 +394,6 @@ class DirectoryTier:
 
     def free_bytes(self) -> int:
         """Bytes that may be written before the file system is full."""
-        place = self.root
-        while not os.path.exists(place):
-            place = os.path.dirname(place)
         with self.errors("free space"):
-            found = os.statvfs(place)
+            found = os.statvfs(self._existing())
         return found.f_bavail * found.f_frsize
-
-
-def _is_same_file(record: SumsRecord, found: os.stat_result) -> bool:
-    """Whether a file is the one that was verified: enough to notice accidents, while the digest is the proof."""
-    known = (record.sums.size, record.mtime_ns, record.inode)
-    return known == (found.st_size, found.st_mtime_ns, found.st_ino)
