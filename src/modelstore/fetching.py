@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -122,7 +122,7 @@ class Bringer:
         check({file.path: file.size for file in resolved.files})
         expected = self._expect(resolved, known, refresh=refresh)
         try:
-            digests = self._bring(source, resolved, expected)
+            digests, brought = self._bring(source, resolved, expected)
         except SourceCorrupt as error:
             if known is None or refresh or not _moved(resolved, known):
                 raise
@@ -141,7 +141,7 @@ class Bringer:
             raise self._changed()
         put(self._home, config)
         put(self._home, manifest.raw)
-        ref = self._ref(resolved, manifest, known)
+        ref = self._ref(resolved, manifest, known, brought)
         self._home.write_ref(self._url.key, ref)
         return Found(ref, manifest)
 
@@ -168,9 +168,15 @@ class Bringer:
             hint="--refresh accepts what it has now",
         )
 
-    def _ref(self, resolved: Resolved, manifest: Manifest, known: Found | None) -> Ref:
+    def _ref(self, resolved: Resolved, manifest: Manifest, known: Found | None, brought: Collection[str]) -> Ref:
+        """The ref to write. A validator goes with a digest only if the source has been seen to have them together."""
         time_now = now()
-        validators = {file.path: file.validator for file in resolved.files if file.validator}
+        validators = {
+            file.path: file.validator
+            for file in resolved.files
+            if file.validator
+            and (file.path in brought or file.digest or _remembers(known, file, manifest.files[file.path].digest))
+        }
         ref = Ref(self._url.text, manifest.digest, resolved.revision, validators, time_now, time_now)
         if known and known.manifest.digest == manifest.digest:
             return replace(ref, fetched=known.ref.fetched)
@@ -178,8 +184,10 @@ class Bringer:
 
     # -- bringing it ------------------------------------------------------------------------------------------------
 
-    def _bring(self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str, Digest]:
-        """Have every file's blob in ``home`` and return the digests by path."""
+    def _bring(
+        self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]
+    ) -> tuple[dict[str, Digest], set[str]]:
+        """Have every file's blob in ``home``; the digests by path, and the paths that were read from the source."""
         brought: list[Digest] | None = None
         while brought is None:
             jobs = self._plan(source, resolved, expected)
@@ -187,7 +195,8 @@ class Bringer:
         digests = dict(zip(jobs, brought, strict=True))
         total = sum(file.size for file in resolved.files)
         self.bytes["reused"] = total - sum(job.file.size for job in jobs.values())
-        return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}
+        read = {job.file.path for job in jobs.values() if job.tier is None}
+        return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}, read
 
     def _plan(self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str | Digest, Job]:
         """What has to be brought, and from where: by digest, or by path where that is not known yet."""
@@ -242,6 +251,16 @@ class Bringer:
     def _pass_over(self, tier: Tier, error: StoreError) -> None:
         logger.warning("%s; passing it over", error)
         self._others.remove(tier)
+
+
+def _remembers(known: Found | None, file: SourceFile, digest: Digest) -> bool:
+    """Whether a file's validator was seen with these bytes before."""
+    entry = known.manifest.files.get(file.path) if known else None
+    return (
+        known is not None
+        and entry is not None
+        and (entry.digest == digest and known.ref.validators.get(file.path) == file.validator)
+    )
 
 
 def _moved(resolved: Resolved, known: Found) -> bool:

@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from threading import Lock
-from typing import Final
-from urllib.parse import urljoin, urlsplit
+from typing import Any, Final
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.exceptions import HTTPError, ReadTimeoutError, SSLError
+from urllib3.exceptions import HTTPError, ProxyError, ReadTimeoutError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from modelstore.errors import (
@@ -76,8 +77,7 @@ class HttpClient:
     """One pool of connections. Safe to use from several threads."""
 
     def __init__(self, user_agent: str) -> None:
-        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=STALL_SECONDS)
-        self._pool = urllib3.PoolManager(num_pools=16, maxsize=64, timeout=timeout, retries=False)
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         self._live: set[urllib3.BaseHTTPResponse] = set()
         self._lock = Lock()
@@ -89,7 +89,21 @@ class HttpClient:
         for response in live:
             with suppress(HTTPError, OSError, ValueError):
                 response.shutdown()
-        self._pool.clear()
+        for pool in self._pools.values():
+            pool.clear()
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """The connections for a URL: direct, or through the proxy that ``HTTPS_PROXY`` and its like name for it."""
+        parts = urlsplit(url)
+        proxies = getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if proxy and proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
+            proxy = None
+        with self._lock:
+            if proxy not in self._pools:
+                timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=STALL_SECONDS)
+                self._pools[proxy] = _connect_by(proxy, num_pools=16, maxsize=64, timeout=timeout, retries=False)
+            return self._pools[proxy]
 
     def probe(self, file: HttpFile) -> None:
         """Ask for the first byte to learn size, validators and whether ranges work, and fill them in.
@@ -202,7 +216,7 @@ class HttpClient:
     def _send(self, file: HttpFile, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         own = file.headers if _origin(url) == _origin(file.url) else {}
         with _translated(file):
-            return self._pool.request(
+            return self._pool(url).request(
                 "GET",
                 url,
                 headers={**self._headers, **headers, **own},
@@ -210,6 +224,15 @@ class HttpClient:
                 decode_content=False,
                 redirect=False,
             )
+
+
+def _connect_by(proxy: str | None, **options: Any) -> urllib3.PoolManager:
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    userinfo, _, host = parts.netloc.rpartition("@")
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(userinfo)) if userinfo else None
+    return urllib3.ProxyManager(parts._replace(netloc=host).geturl(), proxy_headers=headers, **options)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -286,6 +309,10 @@ def _translated(file: HttpFile) -> Iterator[None]:
         ) from error
     except (HTTPError, OSError, ValueError) as error:
         reason = _reason(error)
+        if isinstance(error, ProxyError):
+            raise SourceUnavailable(
+                f"{file.shown} could not be read through the proxy: {reason}", hint="check HTTPS_PROXY and its like"
+            ) from error
         raise SourceUnavailable(
             f"{file.shown} could not be read: {reason}", hint="check the URL and the network"
         ) from error

@@ -1,0 +1,287 @@
+"""The store: which place a model comes from, what is remembered, what happens when a place fails."""
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modelstore import Cancelled, NotCached, SourceChanged, SourceCorrupt, SourceUnavailable, Store, TierUnavailable
+from modelstore.config import Config, TierConfig
+from modelstore.digest import Digest
+from modelstore.progress import ProgressUpdate
+from modelstore.source_url import SourceURL
+from modelstore.tiers.directory import DirectoryTier
+from modelstore.tiers.memory import MemoryTier
+from tests.support.httpserver import BytesBody, HttpServer
+
+BODY = b"weights" * 1000
+NEWER = b"newer!!" * 1000
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> DirectoryTier:
+    return DirectoryTier(TierConfig(str(tmp_path / "fast"), "fast"))
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> DirectoryTier:
+    return DirectoryTier(TierConfig(str(tmp_path / "slow"), "slow"))
+
+
+def blob_of(tier: DirectoryTier, body: bytes) -> Path:
+    return Path(tier.local_path(Digest.of(body)))
+
+
+def overwrite(path: Path, body: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(body)
+
+
+# -- several tiers --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_slower_tier_has_is_copied_up_without_the_origin(
+    fast: DirectoryTier, slow: DirectoryTier, http_server: HttpServer
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Store([slow]).fetch(url)
+    asked = len(http_server.requests)
+    model = Store([fast, slow]).fetch(url)
+    assert len(http_server.requests) == asked
+    assert model.bytes == {
+        "origin": 0,
+        "reused": 0,
+        "fast": 0,
+        "slow": sum(model.manifest.blobs.values()) + len(model.manifest.raw),
+    }
+    assert str(model.path).startswith(fast.root)
+    assert model.files["m.gguf"].path.read_bytes() == BODY
+    assert Store([fast]).fetch(url, offline=True).manifest.digest == model.manifest.digest
+
+
+def test_a_read_only_tier_is_read_and_not_written(
+    fast: DirectoryTier, slow: DirectoryTier, http_server: HttpServer
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Store([slow]).fetch(url)
+    fixed = DirectoryTier(TierConfig(slow.root, "fixed", "ro"))
+    before = {path: path.stat().st_mtime_ns for path in Path(slow.root).rglob("*")}
+    assert Store([fixed]).fetch(url).path == Path(slow.model_path(SourceURL.parse(url).key))
+    assert str(Store([fixed, fast]).fetch(url).path).startswith(fast.root)
+    assert {path: path.stat().st_mtime_ns for path in Path(slow.root).rglob("*")} == before
+    with pytest.raises(TierUnavailable, match="no tier can be written"):
+        Store([fixed]).fetch(http_server.add("/other", BODY).url)
+
+
+def test_wrong_bytes_in_a_slower_tier_are_passed_over_for_the_origin(
+    fast: DirectoryTier, slow: DirectoryTier, http_server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Store([slow]).fetch(url)
+    path = blob_of(slow, BODY)
+    state = path.stat()
+    overwrite(path, b"x" + BODY[1:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # rot: nothing but the bytes tells
+    model = Store([fast, slow]).fetch(url)
+    assert model.files["m.gguf"].path.read_bytes() == BODY
+    assert model.bytes["origin"] == len(BODY)
+    assert "tier slow" in caplog.text
+    assert "passing it over" in caplog.text
+
+
+def test_a_tier_that_cannot_be_opened_is_passed_over(
+    fast: DirectoryTier, slow: DirectoryTier, http_server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Path(slow.root, ".modelstore").mkdir(parents=True)
+    Path(slow.root, ".modelstore", "format.json").write_text('{"version": 99}')
+    store = Store([slow, fast])
+    assert store.fetch(url).files["m.gguf"].path.read_bytes() == BODY
+    store.fetch(url)
+    assert caplog.text.count("version 99") == 1, "reported once"
+    with pytest.raises(TierUnavailable, match=r"tier slow: .*version 99"):
+        Store([slow]).fetch(url)
+
+
+def test_every_cause_is_named_when_no_tier_can_be_opened(tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    for file in files:
+        file.touch()
+    with pytest.raises(TierUnavailable, match=r"one: .*two: ") as caught:
+        Store(files).list()
+    assert caught.value.__cause__ is not None
+
+
+def test_memory_in_front_does_not_keep_a_model_from_being_laid_out(
+    fast: DirectoryTier, http_server: HttpServer
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    assert Store([MemoryTier(), fast]).fetch(url).files["m.gguf"].path.read_bytes() == BODY
+
+
+# -- what is remembered ---------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_changed_is_not_taken_for_what_was_lost(fast: DirectoryTier, http_server: HttpServer) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    first = store.fetch(url).manifest.digest
+    http_server.add("/m.gguf", NEWER)
+    blob_of(fast, BODY).unlink()
+    (store.fetch(url).path / "m.gguf").unlink()
+    with pytest.raises(SourceChanged, match="refresh"):
+        store.fetch(url)
+    assert store.list()[0].ref.manifest == first
+    assert store.fetch(url, refresh=True).files["m.gguf"].path.read_bytes() == NEWER
+
+
+def test_wrong_bytes_under_the_same_etag_are_corrupt_and_not_changed(
+    fast: DirectoryTier, http_server: HttpServer
+) -> None:
+    url = http_server.add("/m.gguf", BODY, etag='"same"').url
+    store = Store([fast])
+    store.fetch(url)
+    http_server.add("/m.gguf", NEWER, etag='"same"')
+    blob_of(fast, BODY).unlink()
+    (Path(fast.model_path(SourceURL.parse(url).key)) / "m.gguf").unlink()
+    with pytest.raises(SourceCorrupt):
+        store.fetch(url)
+
+
+def test_an_old_ref_is_checked_again(fast: DirectoryTier, http_server: HttpServer) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Store([fast]).fetch(url)
+    patient = Store([fast], Config((), max_age=3600.0))
+    http_server.add("/m.gguf", NEWER)
+    assert patient.fetch(url).files["m.gguf"].path.read_bytes() == BODY
+    key = SourceURL.parse(url).key
+    ref = fast.read_ref(key)
+    assert ref is not None
+    fast.write_ref(key, replace(ref, checked="2020-01-01T00:00:00Z"))
+    assert Store([fast]).fetch(url).files["m.gguf"].path.read_bytes() == BODY
+    assert patient.fetch(url, offline=True).files["m.gguf"].path.read_bytes() == BODY
+    assert patient.fetch(url).files["m.gguf"].path.read_bytes() == NEWER
+    asked = len(http_server.requests)
+    patient.fetch(url)
+    assert len(http_server.requests) == asked, "checked just now"
+
+
+def test_the_cached_copy_stands_if_the_origin_is_gone(
+    fast: DirectoryTier, http_server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin = http_server.add("/m.gguf", BODY)
+    Store([fast]).fetch(origin.url)
+    http_server.add("/m.gguf", BODY, status=400)
+    assert Store([fast]).fetch(origin.url, refresh=True).files["m.gguf"].path.read_bytes() == BODY
+    assert "stands" in caplog.text
+    with pytest.raises(SourceUnavailable):
+        Store([fast]).fetch(http_server.add("/never", BODY, status=400).url, refresh=True)
+
+
+def test_a_pin_that_the_cached_copy_does_not_meet_asks_the_source(fast: DirectoryTier, http_server: HttpServer) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url)
+    http_server.add("/m.gguf", NEWER)
+    pinned = f"{url}#sha256={Digest.of(NEWER).hex}"
+    with pytest.raises(NotCached):
+        store.fetch(pinned, offline=True)
+    assert store.fetch(pinned).files["m.gguf"].path.read_bytes() == NEWER
+    older = store.fetch(f"{url}#sha256={Digest.of(BODY).hex}")
+    assert older.files["m.gguf"].path.read_bytes() == BODY, "it is here: who has it at the source does not matter"
+    newest = store.fetch(url, refresh=True)
+    assert newest.files["m.gguf"].path.read_bytes() == NEWER, "the source's ETag was not tied to the older bytes"
+
+
+# -- proof ----------------------------------------------------------------------------------------------------------
+
+
+def test_fast_trusts_its_record_and_full_does_not(fast: DirectoryTier, http_server: HttpServer, tmp_path: Path) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url, to=tmp_path / "copy")
+    path = blob_of(fast, BODY)
+    state = path.stat()
+    overwrite(path, b"x" + BODY[1:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (store.fetch(url, to=tmp_path / "copy").path / "m.gguf").read_bytes() != BODY
+    assert (store.fetch(url, to=tmp_path / "copy", verify="full").path / "m.gguf").read_bytes() == BODY
+    assert len(list(Path(fast.root, ".modelstore/quarantine").iterdir())) == 1
+
+
+@pytest.mark.parametrize("proof", ["changed since", "no record", "damaged record"])
+def test_a_blob_without_proof_is_hashed_before_it_is_used(
+    fast: DirectoryTier, http_server: HttpServer, tmp_path: Path, proof: str
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url)
+    path = blob_of(fast, BODY)
+    (record,) = Path(fast.root, ".modelstore/sums").glob(f"{path.name}.json")
+    path.unlink()
+    path.write_bytes(b"x" + BODY[1:])  # the same size, another inode
+    if proof == "no record":
+        record.unlink()
+    elif proof == "damaged record":
+        record.write_bytes(record.read_bytes()[:50])
+    assert (store.fetch(url, to=tmp_path / "out").path / "m.gguf").read_bytes() == BODY
+    assert fast.missing([Digest.of(BODY)]) == set()
+
+
+def test_a_restored_backup_is_proved_once(fast: DirectoryTier, http_server: HttpServer, tmp_path: Path) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url)
+    path = blob_of(fast, BODY)
+    record = Path(fast.root, ".modelstore/sums", f"{path.name}.json")
+    before = record.read_bytes()
+    body = path.read_bytes()
+    path.unlink()
+    path.write_bytes(body)
+    asked = len(http_server.requests)
+    assert store.fetch(url, to=tmp_path / "out").bytes["origin"] == 0
+    assert len(http_server.requests) == asked
+    assert record.read_bytes() != before, "the new inode is on record"
+
+
+# -- control --------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_the_call_and_leaves_nothing(fast: DirectoryTier, http_server: HttpServer) -> None:
+    origin = http_server.add("/m.gguf", BytesBody(bytes(40_000_000)))
+    cancel = threading.Event()
+
+    cancel.set()
+    with pytest.raises(Cancelled):
+        Store([fast]).fetch(origin.url, connections=1, cancel=cancel)
+    assert list(fast.walk()) == []
+    assert list(fast.refs()) == []
+    assert os.listdir(Path(fast.root, ".modelstore/ingest")) == []
+
+
+def test_progress_goes_up_to_the_total_and_ends_once(fast: DirectoryTier, http_server: HttpServer) -> None:
+    origin = http_server.add("/m.gguf", BytesBody(bytes(20_000_000)), cut_at=17_000_000, cut_times=1)
+    updates: list[ProgressUpdate] = []
+    caller = threading.current_thread()
+
+    def note(update: ProgressUpdate) -> None:
+        assert threading.current_thread() is caller
+        updates.append(update)
+
+    Store([fast]).fetch(origin.url, progress=note)
+    assert updates[-1] == ProgressUpdate(20_000_000, 20_000_000, 1, 1, done=True)
+    assert [update.done for update in updates].count(True) == 1
+    assert all(0 <= update.bytes_done <= update.bytes_total for update in updates)
+
+
+def test_nobody_waits_for_a_lock_for_ever(fast: DirectoryTier, http_server: HttpServer) -> None:
+    filelock = pytest.importorskip("filelock")
+    origin = http_server.add("/m.gguf", BODY)
+    with filelock.UnixFileLock(fast.lock_path(SourceURL.parse(origin.url).key)):
+        begun = time.monotonic()
+        model = Store([fast], Config((), lock_timeout=0.2)).fetch(origin.url)
+    assert time.monotonic() - begun >= 0.2
+    assert model.files["m.gguf"].path.read_bytes() == BODY
