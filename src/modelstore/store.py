@@ -4,32 +4,25 @@ import calendar
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Literal, TypedDict, Unpack
 
 from modelstore.config import Config, TierConfig, load_config
-from modelstore.digest import Digest
-from modelstore.errors import (
-    ConfigError,
-    LayoutError,
-    NotCached,
-    SourceUnavailable,
-    StoreError,
-    TierUnavailable,
-)
-from modelstore.fetching import Bringer, Found, read_manifest
+from modelstore.errors import ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
+from modelstore.fetching import Bringer, Found
 from modelstore.layouts.base import Layout
 from modelstore.locking import single_flight
 from modelstore.maintenance import Maintenance, set_aside_damage
-from modelstore.manifest import Manifest
 from modelstore.model import Entry, Model, VerifyReport
-from modelstore.plugins import make_layout, make_source, make_tier
+from modelstore.plugins import make_layout, make_source
 from modelstore.progress import Progress
-from modelstore.source_url import CacheKey, SourceURL
+from modelstore.source_url import SourceURL
 from modelstore.sources.base import Source as SourceReader
+from modelstore.tiering import Tiers
 from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Tier
 
 __all__ = ["Store", "fetch"]
@@ -55,10 +48,12 @@ class Store:
         config: "Config | str | os.PathLike[str] | None" = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(config)
-        self.tiers = tuple(map(_open, self.config.tiers if tiers is None else tiers))
-        if not self.tiers or len({tier.name for tier in self.tiers}) < len(self.tiers):
-            raise ConfigError("a store needs one tier or more, each with a name of its own")
-        self._warned: set[str] = set()
+        self._tiers = Tiers(self.config.tiers if tiers is None else tiers)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers, fastest first."""
+        return self._tiers.all
 
     # -- fetching --------------------------------------------------------------------------------------------------
 
@@ -91,18 +86,17 @@ class Store:
             raise ConfigError(f"verify is {verify!r}", hint='write "fast" or "full"')
         if connections is not None and not 1 <= connections <= 256:
             raise ConfigError(f"connections is {connections}", hint="name a number from 1 to 256")
-        return _Fetch(
-            self,
-            url,
-            make_layout(layout),
-            layout,
-            None if to is None else os.path.realpath(to),
+        options = _Options(
+            layout=layout,
+            target=None if to is None else self._tiers.check_target(to),
             offline=self.config.offline if offline is None else offline,
             full=verify == "full",
+            refresh=refresh,
             connections=connections or self.config.connections,
             progress=progress,
             cancel=cancel,
-        ).run(begun, refresh=refresh)
+        )
+        return _Fetch(self.config, self._tiers, url, options).run(begun)
 
     def path(self, source: Source) -> Path:
         """Where a cached model is laid out by default. No network; raises ``NotCached``."""
@@ -113,37 +107,9 @@ class Store:
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
-    def find(self, url: SourceURL) -> Found | None:
-        """The ref and manifest of a source URL in the first tier that has them, or None."""
-        for tier in self.usable():
-            try:
-                ref = tier.read_ref(url.key)
-            except StoreError as error:
-                self._warn(error)
-                continue
-            if ref and (manifest := self._manifest(ref.manifest)):
-                return Found(ref, manifest)
-        return None
-
-    def _manifest(self, digest: Digest) -> Manifest | None:
-        for tier in self.usable():
-            try:
-                manifest = read_manifest(tier, digest)
-            except StoreError as error:
-                self._warn(error)
-                continue
-            if manifest:
-                return manifest
-        return None
-
     def list(self) -> tuple[Entry, ...]:
         """Every model that some tier knows, by source URL."""
-        entries: dict[CacheKey, Entry] = {}
-        for tier in self.usable():
-            for key, ref in tier.refs():
-                if key not in entries:
-                    entries[key] = Entry(key, ref, self._manifest(ref.manifest), tier.name)
-        return tuple(sorted(entries.values(), key=lambda entry: entry.ref.source))
+        return self._tiers.entries()
 
     def show(self, name: str | os.PathLike[str]) -> Entry:
         """One model by its source URL or its key (16 to 64 digits). Raises ``NotCached``."""
@@ -168,108 +134,71 @@ class Store:
         return self._maintenance().remove(names)
 
     def _maintenance(self) -> Maintenance:
-        return Maintenance(list(self.usable()), self.list(), self._refetch)
+        return Maintenance(list(self._tiers.usable()), self._tiers.entries(), self._refetch)
 
     def _refetch(self, source: str, progress: Progress | None) -> None:
-        url = SourceURL.parse(source)
-        _Fetch(
-            self,
-            url,
-            make_layout("files"),
-            "files",
-            None,
-            offline=self.config.offline,
-            full=False,
-            connections=self.config.connections,
-            progress=progress,
-            cancel=None,
-        ).bring()
+        options = _Options(offline=self.config.offline, connections=self.config.connections, progress=progress)
+        _Fetch(self.config, self._tiers, SourceURL.parse(source), options).bring()
 
-    # -- tiers ------------------------------------------------------------------------------------------------------
 
-    def usable(self) -> Iterator[Tier]:
-        """The tiers that can be opened. One that cannot is reported once; if none can, its error is raised."""
-        failures: list[StoreError] = []
-        for tier in self.tiers:
-            try:
-                _ = tier.writable
-            except StoreError as error:
-                failures.append(error)
-                if len(self.tiers) > 1:
-                    self._warn(error)
-            else:
-                yield tier
-        if len(failures) == len(self.tiers):
-            raise _joined(failures)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What :meth:`Store.fetch` was asked for."""
 
-    def home(self) -> Tier | None:
-        """The fastest tier that can be written and that models can be laid out from, else one that can be written."""
-        writable = [tier for tier in self.usable() if tier.writable]
-        return next((tier for tier in writable if isinstance(tier, SupportsLayouts)), next(iter(writable), None))
-
-    def _warn(self, error: StoreError) -> None:
-        if str(error) not in self._warned:
-            self._warned.add(str(error))
-            logger.warning("%s; passing it over", error)
+    layout: str = "files"
+    target: str | None = None
+    offline: bool
+    full: bool = False
+    refresh: bool = False
+    connections: int
+    progress: Progress | None = None
+    cancel: Event | None = None
 
 
 class _Fetch:
     """One call of :meth:`Store.fetch`."""
 
-    def __init__(
-        self,
-        store: Store,
-        url: SourceURL,
-        layout: Layout,
-        layout_name: str,
-        target: str | None,
-        *,
-        offline: bool,
-        full: bool,
-        connections: int,
-        progress: Progress | None,
-        cancel: Event | None,
-    ) -> None:
-        self._store = store
+    def __init__(self, config: Config, tiers: Tiers, url: SourceURL, options: _Options) -> None:
+        self._config = config
+        self._tiers = tiers
         self._url = url
-        self._layout = layout
-        self._layout_name = layout_name
-        self._target = target
-        self._offline = offline
-        self._full = full
-        self._connections = connections
-        self._progress = progress
-        self._cancel = cancel
+        self._options = options
+        self._layout = make_layout(options.layout)
         self._bytes: dict[str, int] | None = None
 
-    def run(self, begun: float, *, refresh: bool) -> Model:
-        found = self._store.find(self._url)
+    def run(self, begun: float) -> Model:
+        options = self._options
+        found = self._tiers.find(self._url)
         if found and self._url.pin and not found.manifest.satisfies(self._url.pin):
             found = None
-        place = self._place(found)
-        stale = refresh or (found is not None and self._is_old(found))
+        place = self._tiers.place(found)
+        stale = found is not None and (options.refresh or self._is_old(found))
         if found is None or stale or place is None or not self._is_ready(found, place):
-            if self._offline and (found is None or len(self._store.tiers) == 1):
+            if options.offline and (found is None or len(self._tiers.all) == 1):
                 raise self._not_cached()
-            found = self.bring(refresh=refresh)
-            place = self._place(found)
+            found = self.bring()
+            place = self._tiers.place(found)
         if place is None:
             raise TierUnavailable("no tier can lay a model out", op="layout", hint="name a directory as a tier")
-        target = self._target or place.model_path(self._url.key)
-        path = self._lay_out(found, place, self._layout, target)
+        path = self._lay_out(found, place, self._layout, self._target(place))
         return Model(
             source=self._url.text,
             key=self._url.key,
             manifest=found.manifest,
             path=Path(path),
-            layout=self._layout_name,
+            layout=options.layout,
             bytes=self._bytes or self._all_reused(found),
             seconds=time.monotonic() - begun,
-            _lay_out=lambda name, to: Path(self._lay_out(found, place, make_layout(name), os.path.realpath(to))),
+            _lay_out=lambda name, to: Path(
+                self._lay_out(found, place, make_layout(name), self._tiers.check_target(to))
+            ),
         )
 
+    def _target(self, place: LocalTier) -> str:
+        return self._options.target or place.model_path(self._url.key)
+
     def _all_reused(self, found: Found) -> dict[str, int]:
-        return {"origin": 0, "reused": found.manifest.size, **{tier.name: 0 for tier in self._store.tiers}}
+        return {"origin": 0, "reused": found.manifest.size, **{tier.name: 0 for tier in self._tiers.all}}
 
     def _lay_out(self, found: Found, place: SupportsLayouts, layout: Layout, target: str) -> str:
         if layout.is_complete(found.manifest, place, target):
@@ -278,26 +207,17 @@ class _Fetch:
 
     # -- what is there already --------------------------------------------------------------------------------------
 
-    def _place(self, found: Found | None) -> LocalTier | None:
-        """The tier to lay the model out from: the one to write to, else one that has all of it."""
-        home = self._store.home()
-        if isinstance(home, SupportsLayouts):
-            return home
-        for tier in self._store.usable():
-            if isinstance(tier, SupportsLayouts) and found and not tier.missing(found.manifest.blobs):
-                return tier
-        return None
-
     def _is_ready(self, found: Found, place: LocalTier) -> bool:
         """Whether nothing is missing: the target is complete, or can be made from blobs that are there."""
-        target = self._target or place.model_path(self._url.key)
-        if self._full and isinstance(place, SupportsVerify):
+        if self._options.full and isinstance(place, SupportsVerify):
             return not set_aside_damage(found.manifest, place)
-        return self._layout.is_complete(found.manifest, place, target) or not place.missing(found.manifest.blobs)
+        return self._layout.is_complete(found.manifest, place, self._target(place)) or not place.missing(
+            found.manifest.blobs
+        )
 
     def _is_old(self, found: Found) -> bool:
-        max_age = self._store.config.max_age
-        if max_age is None or self._offline:
+        max_age = self._config.max_age
+        if max_age is None or self._options.offline:
             return False
         try:
             checked = calendar.timegm(time.strptime(found.ref.checked, "%Y-%m-%dT%H:%M:%SZ"))
@@ -307,35 +227,35 @@ class _Fetch:
 
     # -- bringing it ------------------------------------------------------------------------------------------------
 
-    def bring(self, *, refresh: bool = False) -> Found:
+    def bring(self) -> Found:
         """Fetch what is missing, one process at a time where locks work."""
-        home = self._store.home()
+        home = self._tiers.home()
         if home is None:
             raise self._no_home()
         with ExitStack() as stack:
-            source = stack.enter_context(closing(make_source(self._url.scheme, self._store.config)))
+            source = stack.enter_context(closing(make_source(self._url.scheme, self._config)))
             if isinstance(home, SupportsLayouts):
                 path = home.lock_path(self._url.key)
-                stack.enter_context(single_flight(path, self._store.config.lock_timeout, self._cancel))
-            return self._bring(home, source, refresh=refresh)
+                stack.enter_context(single_flight(path, self._config.lock_timeout, self._options.cancel))
+            return self._bring(home, source)
 
-    def _bring(self, home: Tier, source: SourceReader, *, refresh: bool) -> Found:
-        known = self._store.find(self._url)  # again: another process may have brought it meanwhile
-        others = [tier for tier in self._store.usable() if tier is not home]
+    def _bring(self, home: Tier, source: SourceReader) -> Found:
+        known = self._tiers.find(self._url)  # again: another process may have brought it meanwhile
+        others = [tier for tier in self._tiers.usable() if tier is not home]
         bringer = Bringer(
             self._url,
             home,
             others,
-            connections=self._connections,
-            progress=self._progress,
-            cancel=self._cancel,
+            connections=self._options.connections,
+            progress=self._options.progress,
+            cancel=self._options.cancel,
         )
         self._bytes = bringer.bytes
-        renew = known is not None and (refresh or self._is_old(known))
+        renew = known is not None and (self._options.refresh or self._is_old(known))
         pinned = known is None or self._url.pin is None or known.manifest.satisfies(self._url.pin)
         if known and pinned and not renew and bringer.from_tiers(known):
             return known
-        if self._offline:
+        if self._options.offline:
             raise self._not_cached()
         try:
             return bringer.from_source(source, known, refresh=renew or not pinned, check=self._check_target)
@@ -347,26 +267,20 @@ class _Fetch:
 
     def _check_target(self, sizes: Mapping[str, int]) -> None:
         """Find out that the target is in the way before the model is fetched, and not after."""
-        place = self._place(None)
+        place = self._tiers.place(None)
         if place is not None:
-            self._layout.check_target(sizes, place, self._target or place.model_path(self._url.key))
+            self._layout.check_target(sizes, place, self._target(place))
 
     def _not_cached(self) -> NotCached:
         return NotCached(f"{self._url} is not complete in any tier", hint="fetch it first, online")
 
     def _no_home(self) -> TierUnavailable:
-        names = ", ".join(tier.name for tier in self._store.tiers)
+        names = ", ".join(tier.name for tier in self._tiers.all)
         return TierUnavailable(
             f"no tier can be written ({names})",
             op="fetch",
             hint="name a directory that this user may write",
         )
-
-
-def _open(tier: "str | os.PathLike[str] | TierConfig | Tier") -> Tier:
-    if isinstance(tier, (str, os.PathLike)):
-        tier = TierConfig.parse(tier)
-    return make_tier(tier) if isinstance(tier, TierConfig) else tier
 
 
 class FetchOptions(TypedDict, total=False):
@@ -385,11 +299,3 @@ class FetchOptions(TypedDict, total=False):
 def fetch(source: Source, **options: Unpack[FetchOptions]) -> Model:
     """:meth:`Store.fetch` on the store of the config and the environment."""
     return Store().fetch(source, **options)
-
-
-def _joined(failures: "list[StoreError]") -> StoreError:
-    if len(failures) == 1:
-        return failures[0]
-    error = TierUnavailable("; ".join(str(failure) for failure in failures), op="open")
-    error.__cause__ = failures[0]
-    return error

@@ -263,8 +263,7 @@ def test_remove(cli: Modelstore, sharded_model_dir: Path, store_root: Path, by: 
 
 
 def test_remove_several(cli: Modelstore, tiny_model_dir: Path, sharded_model_dir: Path, store_root: Path) -> None:
-    cli("fetch", tiny_model_dir).ok()
-    cli("fetch", sharded_model_dir).ok()
+    assert all(cli("fetch", source).path.is_dir() for source in (tiny_model_dir, sharded_model_dir))
     cli("remove", tiny_model_dir, sharded_model_dir).ok()
     assert visible(store_root) == {}
 

@@ -40,7 +40,7 @@ def overwrite(path: Path, body: bytes) -> None:
     path.write_bytes(body)
 
 
-# -- several tiers --------------------------------------------------------------------------------------------------
+# -- several tiers -------------------------------------------------------------------------------------------------
 
 
 def test_what_a_slower_tier_has_is_copied_up_without_the_origin(
@@ -122,7 +122,7 @@ def test_memory_in_front_does_not_keep_a_model_from_being_laid_out(
     assert Store([MemoryTier(), fast]).fetch(url).files["m.gguf"].path.read_bytes() == BODY
 
 
-# -- what is remembered ---------------------------------------------------------------------------------------------
+# -- what is remembered --------------------------------------------------------------------------------------------
 
 
 def test_a_source_that_changed_is_not_taken_for_what_was_lost(fast: DirectoryTier, http_server: HttpServer) -> None:
@@ -196,7 +196,7 @@ def test_a_pin_that_the_cached_copy_does_not_meet_asks_the_source(fast: Director
     assert newest.files["m.gguf"].path.read_bytes() == NEWER, "the source's ETag was not tied to the older bytes"
 
 
-# -- proof ----------------------------------------------------------------------------------------------------------
+# -- proof ---------------------------------------------------------------------------------------------------------
 
 
 def test_fast_trusts_its_record_and_full_does_not(fast: DirectoryTier, http_server: HttpServer, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_restored_backup_is_proved_once(fast: DirectoryTier, http_server: Http
     assert record.read_bytes() != before, "the new inode is on record"
 
 
-# -- control --------------------------------------------------------------------------------------------------------
+# -- control -------------------------------------------------------------------------------------------------------
 
 
 def test_cancel_ends_the_call_and_leaves_nothing(fast: DirectoryTier, http_server: HttpServer) -> None:

@@ -97,10 +97,10 @@ def main() -> NoReturn:
         _leave(output, 130, "interrupted")
     except _Terminated:
         _leave(output, 143, "terminated")
-    except BrokenPipeError:
-        # Who reads stdout has gone; the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+    except OSError as error:
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
+        output.error(f"the result could not be written: {error.strerror}", code, error)
     except Exception as error:  # noqa: BLE001  the boundary: everything unforeseen ends in one sentence
         code = 1
         output.error(

@@ -146,6 +146,10 @@ class SupportsLayouts(SupportsLocalPath, Protocol):
         """Whether a target is one of the default ones, where nobody else keeps files."""
         ...
 
+    def may_hold(self, target: str) -> bool:
+        """False for a target that would lie among the tier's own files."""
+        ...
+
     def read_layout(self, target: str) -> bytes | None:
         """The record of what was laid out at an absolute path, or None."""
         ...

@@ -24,14 +24,12 @@ from modelstore.transfer.files import (
     make_dirs,
     read_pieces,
 )
-from modelstore.transfer.staging import StagedFile
+from modelstore.transfer.staging import StagedFile, sweep_staged
 
 __all__ = ["DirectoryTier"]
 
 FORMAT_VERSION: Final = 1
 _FOLDERS: Final = ("refs", "sums", "layouts", "locks", "quarantine", "ingest")
-#: Staged files older than this belong to nobody who is still alive, on any machine that shares the directory.
-STALE_AFTER: Final = 24 * 3600.0
 
 # bford.info/cachedir: backup programs pass over directories that hold this file.
 _CACHEDIR_TAG: Final = (
@@ -113,14 +111,10 @@ class DirectoryTier:
                     atomic_write(path, data, staging=self._staging, durable=True)
 
     def _sweep(self) -> None:
-        """Drop staged files that a process left behind when it was killed, once per tier object."""
-        if self._swept:
-            return
-        self._swept = True
-        with suppress(OSError), os.scandir(self._staging) as entries:
-            for entry in entries:
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_AFTER:
-                    os.unlink(entry.path)
+        """Drop what killed processes left behind, once per tier object."""
+        if not self._swept:
+            self._swept = True
+            sweep_staged(self._staging)
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
@@ -317,7 +311,11 @@ class DirectoryTier:
         return f"{self.root}/models/{key.short}"
 
     def owns(self, target: str) -> bool:
-        return os.path.dirname(target) == f"{self.root}/models"
+        return os.path.dirname(target) in (f"{self.root}/models", f"{os.path.realpath(self.root)}/models")
+
+    def may_hold(self, target: str) -> bool:
+        root = os.path.realpath(self.root)
+        return self.owns(target) or not (target == root or target.startswith(f"{root}/"))
 
     def lock_path(self, key: CacheKey) -> str:
         self._prepare()

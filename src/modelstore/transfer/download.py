@@ -127,12 +127,12 @@ class _Engine:
         """Wait, report and listen, in the caller's thread."""
         pending = set(futures)
         while pending:
+            if self._cancel is not None and self._cancel.is_set():
+                raise Cancelled("the fetch was cancelled")
             done, pending = wait(pending, timeout=_REPORT_SECONDS, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
             self._report(done=False)
-            if self._cancel is not None and self._cancel.is_set():
-                raise Cancelled("the fetch was cancelled")
         self._report(done=True)
 
     def _report(self, *, done: bool) -> None:

@@ -50,7 +50,8 @@ class HttpFile:
     """A file behind a URL. ``url`` may hold a signature, so only ``shown`` goes into messages.
 
     ``headers`` (credentials) are sent to the URL's own host, port and scheme only. What ``probe`` found: ``size`` in
-    bytes, whether the server answers ``ranges``, its ``etag`` and ``last_modified``.
+    bytes, whether the server answers ``ranges``, its ``etag`` and ``last_modified``, and whether the latter is
+    ``settled``: long enough ago that another change would have moved it.
     """
 
     url: str
@@ -60,6 +61,7 @@ class HttpFile:
     ranges: bool = False
     etag: str | None = None
     last_modified: str | None = None
+    settled: bool = False
     redirected: str | None = field(default=None, repr=False)
 
     @property
@@ -69,8 +71,8 @@ class HttpFile:
 
     @property
     def pinned(self) -> bool:
-        """Whether a change between two ranges would be noticed."""
-        return bool(self.etag or self.last_modified)
+        """Whether two ranges with the same validator are surely of the same bytes."""
+        return bool(self.strong_etag or (self.etag is None and self.settled))
 
 
 class HttpClient:
@@ -125,6 +127,7 @@ class HttpClient:
                 file.size, file.ranges = int(length), False
             file.etag = response.headers.get("ETag")
             file.last_modified = response.headers.get("Last-Modified")
+            file.settled = _is_settled(file.last_modified, response.headers.get("Date"))
 
     def read_range(self, file: HttpFile, start: int, stop: int) -> Iterator[bytes]:
         """The bytes ``[start, stop)`` of a probed file. May end early; never yields more."""
@@ -241,11 +244,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _redirect(file: HttpFile, url: str, location: str) -> str:
-    target = urljoin(url, location)
     try:
+        target = urljoin(url, location)
         scheme, host, _ = _origin(target)
     except ValueError:
-        scheme, host = "", None
+        target, scheme, host = "", "", None
     if not location or not host or scheme not in ("http", "https") or "\\" in target:
         raise SourceUnavailable(f"{file.shown} redirects to something that is not a web address", retryable=False)
     if scheme == "http" and urlsplit(url).scheme == "https":
@@ -262,6 +265,14 @@ def _content_range(file: HttpFile, response: urllib3.BaseHTTPResponse) -> tuple[
     if not first <= last < total:
         raise SourceUnavailable(f"{file.shown} answered an impossible range", retryable=False)
     return first, last, total
+
+
+def _is_settled(modified: str | None, date: str | None) -> bool:
+    """Whether a Last-Modified may be used as a strong validator: a minute before Date (RFC 9110 §8.8.2.2)."""
+    try:
+        return (parsedate_to_datetime(date or "") - parsedate_to_datetime(modified or "")).total_seconds() >= 60
+    except (ValueError, TypeError):
+        return False
 
 
 def _check_status(file: HttpFile, response: urllib3.BaseHTTPResponse) -> None:

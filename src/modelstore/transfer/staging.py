@@ -1,7 +1,9 @@
 """A blob being written into a directory: staged, hashed, then published by one rename."""
 
+import fcntl
 import hashlib
 import os
+import time
 from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol
 
@@ -9,9 +11,40 @@ from modelstore.digest import ChunkSums, Digest
 from modelstore.errors import BlobCorrupt
 from modelstore.transfer.files import read_pieces, write_all
 
-__all__ = ["StagedFile"]
+__all__ = ["StagedFile", "sweep_staged"]
 
 BLOB_MODE: Final = 0o444
+#: Seconds. A live writer writes more often: a stall of the network ends after 20, a wait it asks for after 120.
+DEAD_AFTER: Final = 15 * 60.0
+#: Older than this, a staged file belongs to nobody, on any machine that shares the directory.
+STALE_AFTER: Final = 24 * 3600.0
+
+
+def sweep_staged(folder: str) -> None:
+    """Drop staged files whose writers were killed: nobody holds their lock, and they have not been written for long.
+
+    Where locks lie, a writer that paused for as long loses its file; its commit then fails and nothing is published.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if idle > DEAD_AFTER and (idle > STALE_AFTER or _is_unlocked(entry.path)):
+                os.unlink(entry.path)
+
+
+def _is_unlocked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
 
 
 class Publisher(Protocol):
@@ -40,6 +73,8 @@ class StagedFile:
         self._hashed = 0
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # says that somebody lives; see sweep_staged
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         if offset < 0 or offset + len(data) > self._size:

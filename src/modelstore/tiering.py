@@ -1,0 +1,121 @@
+"""The ordered tiers of a store: which of them can be used, and which of them knows a model."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+
+from modelstore.config import TierConfig
+from modelstore.digest import Digest
+from modelstore.errors import ConfigError, LayoutError, StoreError, TierUnavailable
+from modelstore.fetching import Found, read_manifest
+from modelstore.manifest import Manifest
+from modelstore.model import Entry
+from modelstore.plugins import make_tier
+from modelstore.source_url import CacheKey, SourceURL
+from modelstore.tiers.base import LocalTier, SupportsLayouts, Tier
+
+__all__ = ["Tiers"]
+
+logger = logging.getLogger(__name__)
+
+
+class Tiers:
+    """Tiers, fastest first. One that fails is reported once and passed over, as long as another is left."""
+
+    def __init__(self, tiers: Iterable["str | os.PathLike[str] | TierConfig | Tier"]) -> None:
+        self.all = tuple(map(_open, tiers))
+        if not self.all or len({tier.name for tier in self.all}) < len(self.all):
+            raise ConfigError("a store needs one tier or more, each with a name of its own")
+        self._warned: set[str] = set()
+
+    def usable(self) -> Iterator[Tier]:
+        """The tiers that can be opened. If none can, their error is raised."""
+        failures: list[StoreError] = []
+        for tier in self.all:
+            try:
+                _ = tier.writable
+            except StoreError as error:
+                failures.append(error)
+                if len(self.all) > 1:
+                    self._warn(error)
+            else:
+                yield tier
+        if len(failures) == len(self.all):
+            raise _joined(failures)
+
+    def home(self) -> Tier | None:
+        """The fastest tier that can be written and that models can be laid out from, else one that can be written."""
+        writable = [tier for tier in self.usable() if tier.writable]
+        return next((tier for tier in writable if isinstance(tier, SupportsLayouts)), next(iter(writable), None))
+
+    def place(self, found: Found | None) -> LocalTier | None:
+        """The tier to lay a model out from: the one to write to, else one that has all of it."""
+        home = self.home()
+        if isinstance(home, SupportsLayouts):
+            return home
+        for tier in self.usable():
+            if isinstance(tier, SupportsLayouts) and found and not tier.missing(found.manifest.blobs):
+                return tier
+        return None
+
+    def find(self, url: SourceURL) -> Found | None:
+        """The ref and manifest of a source URL in the first tier that has them, or None."""
+        for tier in self.usable():
+            try:
+                ref = tier.read_ref(url.key)
+            except StoreError as error:
+                self._warn(error)
+                continue
+            if ref and (manifest := self._manifest(ref.manifest)):
+                return Found(ref, manifest)
+        return None
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every model that some tier knows, by source URL."""
+        entries: dict[CacheKey, Entry] = {}
+        for tier in self.usable():
+            for key, ref in tier.refs():
+                if key not in entries:
+                    entries[key] = Entry(key, ref, self._manifest(ref.manifest), tier.name)
+        return tuple(sorted(entries.values(), key=lambda entry: entry.ref.source))
+
+    def check_target(self, to: str | os.PathLike[str]) -> str:
+        """The real path of a target, which must not be among a tier's own files."""
+        text = os.fspath(to)
+        target = os.path.realpath(text)
+        if not text or not target.isprintable():
+            raise ConfigError(f"{text!r} cannot be a directory's name here", hint="write printable UTF-8")
+        for tier in self.all:
+            if isinstance(tier, SupportsLayouts) and not tier.may_hold(target):
+                raise LayoutError(f"{target} is among the store's own files", hint="name a directory outside the store")
+        return target
+
+    def _manifest(self, digest: Digest) -> Manifest | None:
+        for tier in self.usable():
+            try:
+                manifest = read_manifest(tier, digest)
+            except StoreError as error:
+                self._warn(error)
+                continue
+            if manifest:
+                return manifest
+        return None
+
+    def _warn(self, error: StoreError) -> None:
+        if str(error) not in self._warned:
+            self._warned.add(str(error))
+            logger.warning("%s; passing it over", error)
+
+
+def _open(tier: "str | os.PathLike[str] | TierConfig | Tier") -> Tier:
+    if isinstance(tier, (str, os.PathLike)):
+        tier = TierConfig.parse(tier)
+    return make_tier(tier) if isinstance(tier, TierConfig) else tier
+
+
+def _joined(failures: list[StoreError]) -> StoreError:
+    if len(failures) == 1:
+        return failures[0]
+    error = TierUnavailable("; ".join(str(failure) for failure in failures), op="open")
+    error.__cause__ = failures[0]
+    return error
