@@ -19,7 +19,7 @@ def main() -> int:
     options = _parse()
     with tempfile.TemporaryDirectory(prefix="modelstore-bench-", dir=options.dir) as work:
         report: dict[str, Any] = {"machine": facts(work), "benchmarks": {}}
-        print("\n".join(f"{name + ':':<12}{value}" for name, value in report["machine"].items()))
+        print("\n".join(f"{name + ':':<13}{value}" for name, value in report["machine"].items()))
         failed = False
         for name in options.names or REGISTRY:
             directory = Path(work) / name

@@ -26,14 +26,16 @@ def facts(directory: str) -> dict[str, str]:
 
 def file_system(directory: str) -> str:
     """The type of the file system that holds a directory, as the kernel calls it (``ext4``, ``tmpfs``)."""
-    device = os.stat(directory).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    place = Path(directory).resolve()
+    best, found = -1, "unknown"
     with suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
-            if left.split()[2] == wanted:
-                return right.split()[0]
-    return "unknown"
+            mount = left.split()[4].replace("\\040", " ")
+            # The longest counts, and of several at one place the last, which covers the others.
+            if place.is_relative_to(mount) and len(mount) >= best:
+                best, found = len(mount), right.split()[0]
+    return found
 
 
 def _cpu() -> str:

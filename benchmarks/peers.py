@@ -1,6 +1,7 @@
 """Peers that may be installed. What they do here is what they offer for the same job: find a model that is cached."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +17,16 @@ def has_hub() -> bool:
 
 
 def make_hub_cache(cache: Path, paths: Sequence[str], tree: Path) -> None:
-    """Put a tree into a cache as huggingface_hub lays it out: blobs, a snapshot of links to them, a ref."""
+    """Put a tree into a cache as huggingface_hub lays it out: blobs, a snapshot of links to them, a ref.
+
+    And the listing by which its newer versions see that a snapshot is complete, as a download leaves it there.
+    """
     repo = cache / f"models--{HUB_REPO.format(files=len(paths)).replace('/', '--')}"
     commit = hashlib.sha1(repr(paths).encode(), usedforsecurity=False).hexdigest()
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
     (repo / "blobs").mkdir()
+    listing = {}
     for path in paths:
         data = (tree / path).read_bytes()
         blob = repo / "blobs" / hashlib.sha256(data).hexdigest()
@@ -30,6 +35,9 @@ def make_hub_cache(cache: Path, paths: Sequence[str], tree: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         up = "../" * (2 + path.count("/"))
         link.symlink_to(f"{up}blobs/{blob.name}")
+        listing[path] = {"size": len(data), "blob_id": commit, "lfs_sha256": blob.name, "lfs_size": len(data)}
+    (repo / "trees").mkdir()
+    (repo / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": listing}))
 
 
 def hub_lookup(cache: Path, files: int) -> Callable[[], object]:

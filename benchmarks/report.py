@@ -60,8 +60,8 @@ class Row:
     @property
     def bound(self) -> str:
         """The bound, and how the median stands to it."""
-        if self.ratio is not None:
-            return f"{self.ratio:.2f}x" + (f" of {self.limit:g}x" if self.limit else "")
+        if self.baseline and self.ratio is not None:
+            return f"{self.ratio:.2f}x {self.baseline.name}" + (f" < {self.limit:g}x" if self.limit else "")
         return "" if self.limit is None else f"< {_milliseconds(self.limit)}"
 
     def to_json(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = ["Config", "TierConfig", "load_config", "parse_duration"]
 _SERVICE_VARIABLES: Final = re.compile(r"MODELSTORE_(SERVICE_|PORT(_|\Z))")
 _VARIABLES: Final = ("MODELSTORE_CONFIG", "MODELSTORE_OFFLINE", "MODELSTORE_TIERS")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_LONGEST: Final = 100 * 365 * 86400.0
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -78,7 +79,7 @@ def load_config(
     environ = os.environ if environ is None else environ
     names = [name for name in environ if name.startswith("MODELSTORE_") and not _SERVICE_VARIABLES.match(name)]
     _refuse_unknown(names, _VARIABLES, "environment variable")
-    settings = _read_file(path or environ.get("MODELSTORE_CONFIG"), environ)
+    settings = _read_file(path or environ.get("MODELSTORE_CONFIG") or None, environ)
     _refuse_unknown(settings, [field.name for field in fields(Config)], "setting")
     if listed := environ.get("MODELSTORE_TIERS"):
         settings["tiers"] = [location.strip() for location in listed.split(",") if location.strip()]
@@ -113,12 +114,14 @@ def _build(settings: dict[str, Any], environ: Mapping[str, str]) -> Config:
 
 def parse_duration(name: str, value: Any) -> float:
     """Seconds of a number or of text such as ``"90s"``, ``"30m"``, ``"12h"``, ``"7d"``."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
-        return float(value)
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise ConfigError(f"{name} is {value!r}", hint='write seconds, or "90s", "30m", "12h", "7d"')
-    return float(match.group(1)) * _SECONDS[match.group(2)]
+    seconds = -1.0
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LONGEST:
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        seconds = float(match.group(1)) * _SECONDS[match.group(2)]
+    if not 0 <= seconds <= _LONGEST:
+        raise ConfigError(f"{name} is {value!r:.40}", hint='write seconds, or "90s", "30m", "12h", "7d"')
+    return seconds
 
 
 def _read_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> dict[str, Any]:

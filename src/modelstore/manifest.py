@@ -12,17 +12,29 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from modelstore.digest import ChunkSums, Digest
 from modelstore.source_url import CacheKey
 
-__all__ = ["Descriptor", "FileEntry", "Manifest", "Ref", "SumsRecord", "canonical_json", "check_paths"]
+__all__ = [
+    "Descriptor",
+    "FileEntry",
+    "Manifest",
+    "Ref",
+    "SumsRecord",
+    "canonical_json",
+    "check_paths",
+    "check_version",
+    "typed",
+]
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE: Final = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.cncf.model.config.v1+json"
 FILEPATH: Final = "org.cncf.model.filepath"
+
+T = TypeVar("T")
 
 #: A manifest is read into memory: 4 MiB is the limit that OCI registries set (distribution-spec, "Pushing Manifests").
 MAX_MANIFEST_SIZE: Final = 4 * 1024 * 1024
@@ -38,6 +50,19 @@ _CODE: Final = frozenset("py sh ipynb c cc cpp cu h js ts go rs lua".split())
 def canonical_json(value: Any) -> bytes:
     """The one way a value is written: sorted keys, no spaces, UTF-8, no final newline."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def typed(value: Any, kind: type[T]) -> T:
+    """A value out of JSON that must be of exactly this type: ``True`` is no number. Raises :class:`ValueError`."""
+    if type(value) is not kind:
+        raise ValueError(f"{value!r:.40} is not of the type {kind.__name__}")
+    return value
+
+
+def check_version(value: Any) -> None:
+    """Refuse an object of the format (docs/format.md) that is not of version 1. Raises :class:`ValueError`."""
+    if typed(value["version"], int) != 1:
+        raise ValueError(f"its version is {value['version']}, not 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +203,16 @@ class Ref:
         """Read a ref; unknown fields are ignored. Raises :class:`ValueError` if it is not one of version 1."""
         try:
             value = json.loads(raw)
-            if value["version"] != 1:
-                raise ValueError(f"ref version {value['version']!r:.20} is not 1")
-            texts = [value["source"], value["fetched"], value["checked"], *value["validators"].values()]
-            if not all(isinstance(text, str) for text in (*texts, value["revision"] or "")):
-                raise ValueError("a field of the ref is not text")
+            check_version(value)
+            validators = typed(value["validators"], dict)
+            revision = value["revision"]
             return cls(
-                source=value["source"],
-                manifest=Digest.parse(value["manifest"]),
-                revision=value["revision"],
-                validators=value["validators"],
-                fetched=value["fetched"],
-                checked=value["checked"],
+                source=typed(value["source"], str),
+                manifest=Digest.parse(typed(value["manifest"], str)),
+                revision=None if revision is None else typed(revision, str),
+                validators={path: typed(validator, str) for path, validator in validators.items()},
+                fetched=typed(value["fetched"], str),
+                checked=typed(value["checked"], str),
             )
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a ref: {error!r}") from error
@@ -234,11 +257,15 @@ class SumsRecord:
         """Read a record; unknown fields are ignored. Raises :class:`ValueError` if it is not one of version 1."""
         try:
             value = json.loads(raw)
-            if value["version"] != 1 or value["algorithm"] != "xxh3-128":
-                raise ValueError("it has another version or algorithm")
-            sums = ChunkSums(value["size"], tuple(value["chunks"]), value["chunk_size"])
-            file = value.get("file") or {}
-            return cls(sums, value["verified"]["at"], file.get("inode"), file.get("mtime_ns"))
+            check_version(value)
+            if value["algorithm"] != "xxh3-128":
+                raise ValueError("it is of another algorithm")
+            chunks = tuple(typed(chunk, str) for chunk in typed(value["chunks"], list))
+            sums = ChunkSums(typed(value["size"], int), chunks, typed(value["chunk_size"], int))
+            at = typed(value["verified"]["at"], str)
+            if value.get("file") is None:
+                return cls(sums, at)
+            return cls(sums, at, typed(value["file"]["inode"], int), typed(value["file"]["mtime_ns"], int))
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a record of chunk sums: {error!r}") from error
 

@@ -16,7 +16,7 @@ __all__ = ["CacheKey", "Selection", "SourceURL", "cache_key"]
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PIN_SUFFIX = re.compile(r"#sha\d+=[^#]*\Z")
-_SELECTION_SUFFIX = re.compile(r"\?(?:allow|ignore)=[^?]*\Z")
+_SELECTION_SUFFIX = re.compile(r"\?(?:allow|ignore)=.*\Z", re.DOTALL)
 _HASH_NAME = re.compile(r"(sha|md5|blake|xxh)[\w-]*=", re.IGNORECASE)
 _WEB: Final = ("http", "https")
 
@@ -97,14 +97,14 @@ class SourceURL:
         if not text.strip():
             raise ConfigError("the source is empty", hint="give a URL or a path")
         if _CONTROL.search(text):
-            raise ConfigError(f"the source {_redact(text)!r} contains a control character")
+            raise ConfigError(f"the source {_mask(text)!r} contains a control character")
         if not _SCHEME.match(text):
             text = _path_to_url(text)
         if not _is_utf8(text):
-            raise ConfigError(f"the source {text!r} is not UTF-8", hint="percent-encode the other bytes")
+            raise ConfigError(f"the source {_mask(text)!r} is not UTF-8", hint="percent-encode the other bytes")
         scheme = text.partition("://")[0].lower()
         body, _, fragment = text.partition("#")
-        _check(scheme, body)
+        _check(scheme, body, _mask(text))
         return cls(text=_redact(body), scheme=scheme, request=body, pin=_parse_pin(fragment))
 
     @property
@@ -134,8 +134,8 @@ def cache_key(source: "str | os.PathLike[str]") -> CacheKey:
 
 
 def _path_to_url(text: str) -> str:
-    if re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*)?:/", text):
-        raise ConfigError(f"malformed URL {_redact(text)!r}", hint="write scheme://…, or ./ before a local path")
+    if re.match(r"\s+\S*://|(?:[A-Za-z][A-Za-z0-9+.-]*)?:/", text):
+        raise ConfigError(f"malformed URL {_mask(text)!r}", hint="write scheme://…, or ./ before a local path")
     pin = _PIN_SUFFIX.search(text)
     path, suffix = (text[: pin.start()], pin.group()) if pin else (text, "")
     selection = _SELECTION_SUFFIX.search(path)
@@ -143,7 +143,10 @@ def _path_to_url(text: str) -> str:
         path, suffix = path[: selection.start()], selection.group() + suffix
     if not path:
         raise ConfigError("the source names no path", hint="give a URL or a path")
-    return PurePosixPath(os.path.abspath(path)).as_uri() + suffix
+    try:
+        return PurePosixPath(os.path.abspath(path)).as_uri() + suffix
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the path {path!r} cannot be a file's name") from error
 
 
 def _is_utf8(text: str) -> bool:
@@ -167,19 +170,24 @@ def _parse_pin(fragment: str) -> Digest | None:
         raise ConfigError(f"malformed pin #{fragment!s:.80}", hint="write #sha256=<64 hex digits>") from error
 
 
-def _check(scheme: str, body: str) -> None:
+def _check(scheme: str, body: str, shown: str) -> None:
     """Refuse what two URL parsers could read differently, and what cannot name anything."""
     try:
         parts = urlsplit(body)
-        port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise ConfigError(f"malformed URL {_redact(body)!r}: {error}") from error
-    if scheme in _WEB and (not host or "\\" in body or " " in body or port == 0):
-        raise ConfigError(f"malformed URL {_redact(body)!r}", hint="write https://host/path, percent-encoded")
+        if scheme in _WEB and (not parts.hostname or "\\" in body or " " in body or parts.port == 0):
+            raise ValueError
+    except ValueError:  # not chained: its text quotes what may be a password
+        raise ConfigError(f"malformed URL {shown!r}", hint="write https://host/path, percent-encoded") from None
     if scheme == "file" and (parts.netloc not in ("", "localhost") or not parts.path.startswith("/")):
-        raise ConfigError(f"malformed URL {_redact(body)!r}", hint="write file:///absolute/path")
-    if not (parts.netloc + parts.path).strip("/") and scheme != "file":
-        raise ConfigError(f"malformed URL {_redact(body)!r}: it names nothing")
+        raise ConfigError(f"malformed URL {shown!r}", hint="write file:///absolute/path")
+    if scheme != "file" and not _SCHEME.sub("", _redact(body)).strip("/"):
+        raise ConfigError(f"malformed URL {shown!r}: it names nothing")
+
+
+def _mask(text: str) -> str:
+    """A URL that could not be read, less all that could be a secret in it."""
+    shown = re.sub(r"(:/+|^).*@", r"\1…@", text, flags=re.DOTALL)
+    return re.sub(r"[?#].*", "?…", shown, flags=re.DOTALL)
 
 
 def _redact(body: str) -> str:

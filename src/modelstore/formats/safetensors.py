@@ -44,19 +44,22 @@ def read_header(path: str) -> SafetensorsHeader:
             raise ValueError(f"its header of {length} bytes does not fit into the file of {size}")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata is not text by name")
     _check_tensors(header, size - 8 - length)
-    return SafetensorsHeader(frozenset(header), metadata if isinstance(metadata, dict) else {})
+    return SafetensorsHeader(frozenset(header), metadata)
 
 
 def _check_tensors(tensors: dict[str, Any], data_size: int) -> None:
     position = 0
-    for begin, end, bits, name in sorted(_extent(name, value) for name, value in tensors.items()):
+    extents = [_extent(name, value) for name, value in tensors.items()]
+    for begin, end, bits, name in sorted(extents, key=lambda extent: extent[:2]):
         if begin != position:
             raise ValueError(f"the tensor {name!r} begins at {begin}, not where the one before it ends ({position})")
         if bits is not None and (end - begin) * 8 != bits:
@@ -76,7 +79,15 @@ def _extent(name: str, value: Any) -> tuple[int, int, int | None, str]:
         raise ValueError(f"the tensor {name!r} is not described") from error
     if any(type(number) is not int or number < 0 for number in numbers) or begin > end or not isinstance(dtype, str):
         raise ValueError(f"the tensor {name!r} is described with impossible numbers")
+    return begin, end, _needed_bits(dtype, shape), name
+
+
+def _needed_bits(dtype: str, shape: list[int]) -> int | None:
     bits = _BITS.get(dtype)
+    if bits is None or 0 in shape:
+        return bits and 0
     for dimension in shape:
-        bits = None if bits is None else bits * dimension
-    return begin, end, bits, name
+        bits *= dimension
+        if bits.bit_length() > 80:  # no file is that large, and the product of a hostile shape never ends
+            break
+    return bits

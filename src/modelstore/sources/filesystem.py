@@ -34,7 +34,7 @@ class FileSource:
             if stat.S_ISREG(mode):
                 found = [(os.path.basename(path), root)]
             elif stat.S_ISDIR(mode):
-                found = [(name, file) for name, file in sorted(_walk(root, "")) if selection.picks(name)]
+                found = sorted(_walk(root, "", selection))
             else:
                 raise ConfigError(f"{path} is neither a file nor a directory")
             if not found:
@@ -61,13 +61,15 @@ class FileSource:
         """Nothing is kept open."""
 
 
-def _walk(root: str, folder: str) -> Iterator[tuple[str, str]]:
-    """(relative path, real path) of every file below a directory."""
+def _walk(root: str, folder: str, selection: Selection) -> Iterator[tuple[str, str]]:
+    """(relative path, real path) of every wanted file below a directory."""
     with os.scandir(f"{root}/{folder}") as entries:
         for entry in entries:
             name = folder + entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, f"{name}/")
+                yield from _walk(root, f"{name}/", selection)
+                continue
+            if not selection.picks(name):
                 continue
             file = os.path.realpath(entry.path)
             if entry.is_symlink() and not file.startswith(f"{root}/"):

@@ -271,7 +271,7 @@ def _is_settled(modified: str | None, date: str | None) -> bool:
     """Whether a Last-Modified may be used as a strong validator: a minute before Date (RFC 9110 §8.8.2.2)."""
     try:
         return (parsedate_to_datetime(date or "") - parsedate_to_datetime(modified or "")).total_seconds() >= 60
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return False
 
 
@@ -300,7 +300,7 @@ def _retry_after(value: str | None) -> float | None:
         return min(float(value), MAX_RETRY_AFTER)
     try:
         seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 

@@ -71,6 +71,7 @@ class StagedFile:
         self._expected = expected
         self._sha256 = hashlib.sha256()
         self._hashed = 0
+        self._over = False
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with suppress(OSError):  # says that somebody lives; see sweep_staged
@@ -79,6 +80,8 @@ class StagedFile:
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         if offset < 0 or offset + len(data) > self._size:
             raise ValueError(f"{len(data)} bytes at {offset} are outside a blob of {self._size}")
+        if self._over or offset < self._hashed:
+            raise ValueError(f"bytes at {offset} come after they were hashed")
         with self._tier.errors("write"):
             write_all(self._fd, data, offset)
 
@@ -99,9 +102,12 @@ class StagedFile:
 
     def commit(self, sums: ChunkSums) -> Digest:
         name = self._tier.name
+        if self._over:
+            raise ValueError("this ingest was committed before, or failed to be")
+        self._over = True  # above all after a failed fsync: a second one would claim success
         with self._tier.errors("sync"):
-            os.fsync(self._fd)  # if this fails the file is discarded: a second fsync would claim success
             os.fchmod(self._fd, BLOB_MODE)
+            os.fsync(self._fd)
             found = os.fstat(self._fd)
         if found.st_size != self._size or sums.size != self._size:
             raise BlobCorrupt(f"{found.st_size} bytes were staged for a blob of {self._size}", tier=name, op="commit")

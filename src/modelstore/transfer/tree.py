@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from modelstore.digest import Digest
 from modelstore.errors import BlobNotFound, LayoutError, ModelStoreError, NoSpace
-from modelstore.manifest import FileEntry, canonical_json
+from modelstore.manifest import FileEntry, canonical_json, check_version, typed
 from modelstore.tiers.base import SupportsLayouts
 from modelstore.transfer.files import DIR_MODE, fsync_dir, hash_file, is_no_space, make_dirs
 from modelstore.transfer.link import Linker, exchange
@@ -58,12 +58,12 @@ class LayoutRecord:
         """Read a record; None for anything that is not one of version 1."""
         try:
             value: Any = json.loads(raw or b"null")
-            if not value or value["version"] != 1:
-                return None
-            files = {path: (inode, mtime, size) for path, (inode, mtime, size) in value["files"].items()}
-            damaged = tuple(value.get("damaged") or ())
-            return cls(value["target"], value["layout"], Digest.parse(value["manifest"]), files, damaged)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            check_version(value)
+            files = {path: _three_numbers(numbers) for path, numbers in typed(value["files"], dict).items()}
+            damaged = tuple(typed(path, str) for path in typed(value.get("damaged", []), list))
+            manifest = Digest.parse(typed(value["manifest"], str))
+            return cls(typed(value["target"], str), typed(value["layout"], str), manifest, files, damaged)
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def matches(self, path: str, found: os.stat_result) -> bool:
@@ -176,8 +176,10 @@ class Tree:
             try:
                 if not exchange(staged, self.target):
                     _move_aside(staged, self.target)
-            except FileNotFoundError:
-                return False
+            except OSError as again:
+                if again.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    return False  # somebody else was faster
+                raise
         fsync_dir(parent)
         return True
 
@@ -245,6 +247,11 @@ def _is_blob(found: os.stat_result, digest: Digest, blobs: SupportsLayouts) -> b
         return False
 
 
+def _three_numbers(value: Any) -> tuple[int, int, int]:
+    one, two, three = (typed(number, int) for number in typed(value, list))
+    return one, two, three
+
+
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -289,6 +296,8 @@ def _move_aside(staged: str, target: str) -> None:
     except BaseException:
         with suppress(OSError):
             os.rename(old, target)
+        if os.path.lexists(target):
+            shutil.rmtree(old, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
