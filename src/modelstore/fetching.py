@@ -3,29 +3,22 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Event
 
 from modelstore.digest import ChunkSums, Digest
-from modelstore.errors import BlobNotFound, SourceChanged, SourceCorrupt, StoreError
-from modelstore.manifest import MAX_MANIFEST_SIZE, FileEntry, Manifest, Ref
+from modelstore.errors import SourceChanged, SourceCorrupt, StoreError
+from modelstore.manifest import FileEntry, Manifest, Ref
+from modelstore.model import Found
 from modelstore.progress import Progress
 from modelstore.source_url import SourceURL
 from modelstore.sources.base import Resolved, Source, SourceFile
-from modelstore.tiers.base import SupportsVerify, Tier
+from modelstore.tiers.base import Tier
 from modelstore.transfer.download import Job, download
 
-__all__ = ["Bringer", "Found", "now", "put", "read_manifest"]
+__all__ = ["Bringer", "now", "put"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A model that some tier knows."""
-
-    ref: Ref
-    manifest: Manifest
 
 
 def now() -> str:
@@ -40,25 +33,6 @@ def put(tier: Tier, data: bytes) -> None:
         with tier.ingest(len(data), digest) as ingest:
             ingest.write_at(0, data)
             ingest.commit(ChunkSums.of([data]))
-
-
-def read_manifest(tier: Tier, digest: Digest) -> Manifest | None:
-    """A manifest by its digest; None if it is not there or not what its name says."""
-    try:
-        size = tier.stat(digest).size
-        raw = b"".join(tier.open_range(digest, 0, size)) if size <= MAX_MANIFEST_SIZE else b""
-    except BlobNotFound:
-        return None
-    if Digest.of(raw) == digest:
-        try:
-            return Manifest.parse(raw)
-        except ValueError as error:
-            logger.warning("tier %s: blob %s is not a manifest: %s", tier.name, digest, error)
-            return None
-    logger.warning("tier %s: the manifest %s is damaged", tier.name, digest)
-    if isinstance(tier, SupportsVerify) and tier.writable:
-        tier.quarantine(digest)
-    return None
 
 
 class _TierReader:

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 
 from modelstore.digest import Digest
 from modelstore.errors import BlobCorrupt, BlobNotFound, LockTimeout, ModelStoreError, NotCached
-from modelstore.fetching import read_manifest
 from modelstore.locking import single_flight
 from modelstore.manifest import Manifest
 from modelstore.model import Damage, Entry, VerifyReport
 from modelstore.plugins import make_layout
 from modelstore.progress import Progress
 from modelstore.source_url import CacheKey, SourceURL
+from modelstore.tiering import read_manifest
 from modelstore.tiers.base import (
     DeletableTier,
     LocalTier,

@@ -10,7 +10,15 @@ from modelstore.digest import Digest
 from modelstore.manifest import Manifest, Ref
 from modelstore.source_url import CacheKey
 
-__all__ = ["Damage", "Entry", "Model", "ModelFile", "VerifyReport"]
+__all__ = ["Damage", "Entry", "Found", "Model", "ModelFile", "VerifyReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model that some tier knows."""
+
+    ref: Ref
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ warm hit.
 """
 
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from modelstore.config import Config, TierConfig
 from modelstore.errors import ConfigError
-from modelstore.layouts.base import Layout
-from modelstore.sources.base import Source
-from modelstore.tiers.base import Tier
+
+if TYPE_CHECKING:
+    from modelstore.layouts.base import Layout
+    from modelstore.sources.base import Source
+    from modelstore.tiers.base import Tier
 
 __all__ = ["BUILT_IN", "make_layout", "make_source", "make_tier"]
 
@@ -33,20 +35,20 @@ BUILT_IN: Final = {
 }
 
 
-def make_source(scheme: str, config: Config) -> Source:
+def make_source(scheme: str, config: Config) -> "Source":
     """The source for a URL scheme. Raises :class:`ConfigError` that lists the known ones."""
     source: Source = _load("modelstore.sources", scheme, "URL scheme")(config)
     return source
 
 
-def make_tier(config: TierConfig) -> Tier:
+def make_tier(config: TierConfig) -> "Tier":
     """The tier at a location. Raises :class:`ConfigError` for a scheme that nobody handles."""
     scheme, separator, _ = config.location.partition("://")
     tier: Tier = _load("modelstore.tiers", scheme if separator else "file", "tier scheme")(config)
     return tier
 
 
-def make_layout(name: str) -> Layout:
+def make_layout(name: str) -> "Layout":
     """The layout of a name. Raises :class:`ConfigError` that lists the known ones."""
     layout: Layout = _load("modelstore.layouts", name, "layout")()
     return layout

@@ -1,6 +1,5 @@
 """The facade: resolve → look up → fetch what is missing → publish → lay out."""
 
-import calendar
 import logging
 import os
 import time
@@ -9,21 +8,21 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from modelstore.config import Config, TierConfig, load_config
 from modelstore.errors import ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
-from modelstore.fetching import Bringer, Found
-from modelstore.layouts.base import Layout
-from modelstore.locking import single_flight
-from modelstore.maintenance import Maintenance, set_aside_damage
-from modelstore.model import Entry, Model, VerifyReport
+from modelstore.model import Entry, Found, Model, VerifyReport
 from modelstore.plugins import make_layout, make_source
 from modelstore.progress import Progress
 from modelstore.source_url import SourceURL
-from modelstore.sources.base import Source as SourceReader
 from modelstore.tiering import Tiers
 from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Tier
+
+if TYPE_CHECKING:
+    from modelstore.layouts.base import Layout
+    from modelstore.maintenance import Maintenance
+    from modelstore.sources.base import Source as SourceReader
 
 __all__ = ["Store", "fetch"]
 
@@ -133,7 +132,9 @@ class Store:
         """
         return self._maintenance().remove(names)
 
-    def _maintenance(self) -> Maintenance:
+    def _maintenance(self) -> "Maintenance":
+        from modelstore.maintenance import Maintenance  # a fetch does not need it
+
         return Maintenance(list(self._tiers.usable()), self._tiers.entries(), self._refetch)
 
     def _refetch(self, source: str, progress: Progress | None) -> None:
@@ -200,7 +201,7 @@ class _Fetch:
     def _all_reused(self, found: Found) -> dict[str, int]:
         return {"origin": 0, "reused": found.manifest.size, **{tier.name: 0 for tier in self._tiers.all}}
 
-    def _lay_out(self, found: Found, place: SupportsLayouts, layout: Layout, target: str) -> str:
+    def _lay_out(self, found: Found, place: SupportsLayouts, layout: "Layout", target: str) -> str:
         if layout.is_complete(found.manifest, place, target):
             return target
         return layout.materialize(found.manifest, place, target)
@@ -210,6 +211,8 @@ class _Fetch:
     def _is_ready(self, found: Found, place: LocalTier) -> bool:
         """Whether nothing is missing: the target is complete, or can be made from blobs that are there."""
         if self._options.full and isinstance(place, SupportsVerify):
+            from modelstore.maintenance import set_aside_damage
+
             return not set_aside_damage(found.manifest, place)
         return self._layout.is_complete(found.manifest, place, self._target(place)) or not place.missing(
             found.manifest.blobs
@@ -219,6 +222,8 @@ class _Fetch:
         max_age = self._config.max_age
         if max_age is None or self._options.offline:
             return False
+        import calendar
+
         try:
             checked = calendar.timegm(time.strptime(found.ref.checked, "%Y-%m-%dT%H:%M:%SZ"))
         except ValueError:
@@ -229,6 +234,8 @@ class _Fetch:
 
     def bring(self) -> Found:
         """Fetch what is missing, one process at a time where locks work."""
+        from modelstore.locking import single_flight
+
         home = self._tiers.home()
         if home is None:
             raise self._no_home()
@@ -239,7 +246,9 @@ class _Fetch:
                 stack.enter_context(single_flight(path, self._config.lock_timeout, self._options.cancel))
             return self._bring(home, source)
 
-    def _bring(self, home: Tier, source: SourceReader) -> Found:
+    def _bring(self, home: Tier, source: "SourceReader") -> Found:
+        from modelstore.fetching import Bringer  # a warm hit does not need the engine
+
         known = self._tiers.find(self._url)  # again: another process may have brought it meanwhile
         others = [tier for tier in self._tiers.usable() if tier is not home]
         bringer = Bringer(

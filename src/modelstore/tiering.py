@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from modelstore.config import TierConfig
 from modelstore.digest import Digest
-from modelstore.errors import ConfigError, LayoutError, StoreError, TierUnavailable
-from modelstore.fetching import Found, read_manifest
-from modelstore.manifest import Manifest
-from modelstore.model import Entry
+from modelstore.errors import BlobNotFound, ConfigError, LayoutError, StoreError, TierUnavailable
+from modelstore.manifest import MAX_MANIFEST_SIZE, Manifest
+from modelstore.model import Entry, Found
 from modelstore.plugins import make_tier
 from modelstore.source_url import CacheKey, SourceURL
-from modelstore.tiers.base import LocalTier, SupportsLayouts, Tier
+from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Tier
 
-__all__ = ["Tiers"]
+__all__ = ["Tiers", "read_manifest"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +104,25 @@ class Tiers:
         if str(error) not in self._warned:
             self._warned.add(str(error))
             logger.warning("%s; passing it over", error)
+
+
+def read_manifest(tier: Tier, digest: Digest) -> Manifest | None:
+    """A manifest by its digest; None if it is not there or not what its name says."""
+    try:
+        size = tier.stat(digest).size
+        raw = b"".join(tier.open_range(digest, 0, size)) if size <= MAX_MANIFEST_SIZE else b""
+    except BlobNotFound:
+        return None
+    if Digest.of(raw) == digest:
+        try:
+            return Manifest.parse(raw)
+        except ValueError as error:
+            logger.warning("tier %s: blob %s is not a manifest: %s", tier.name, digest, error)
+            return None
+    logger.warning("tier %s: the manifest %s is damaged", tier.name, digest)
+    if isinstance(tier, SupportsVerify) and tier.writable:
+        tier.quarantine(digest)
+    return None
 
 
 def _open(tier: "str | os.PathLike[str] | TierConfig | Tier") -> Tier:

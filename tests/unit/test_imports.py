@@ -18,9 +18,11 @@ def run(code: str, *flags: str) -> str:
     return done.stdout
 
 
-def test_import_loads_no_sdk_and_no_http_stack() -> None:
-    loaded = run("import sys, modelstore; print(*sys.modules)").split()
-    assert "modelstore.store" in loaded
+@pytest.mark.parametrize("use", ["modelstore", "modelstore.Store", "modelstore.Store(tiers=['/nowhere'])"])
+def test_import_loads_no_sdk_and_no_http_stack(use: str) -> None:
+    loaded = run(f"import sys, modelstore; {use}; print(*sys.modules)").split()
+    assert "modelstore" in loaded
+    assert "Store" not in use or "modelstore.store" in loaded
     assert not set(HEAVY) & set(loaded)
 
 

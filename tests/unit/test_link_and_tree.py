@@ -346,6 +346,33 @@ def test_a_blob_that_is_linked_into_a_target_is_never_written_to(bench: Bench) -
     assert before.items() <= bench.blobs().items()
 
 
+@pytest.mark.parametrize("replacing", [False, True])
+def test_names_are_durable_before_and_after_the_swap(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, swap: bool, replacing: bool
+) -> None:
+    if replacing:
+        bench.publish(OLD)
+    new = bench.tree(NEW)
+    events: list[str] = []
+    target, parent = str(bench.target), str(bench.target.parent)
+
+    def watch(module: Any, name: str, describe: Callable[..., str]) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (events.append(describe(*args)), real(*args))[1])
+
+    watch(os, "fsync", lambda fd: os.readlink(f"/proc/self/fd/{fd}"))
+    watch(tree, "exchange", lambda *_: "swap" if swap else "cannot")
+    watch(os, "rename", lambda _, to: "swap" if to == target else "other")
+    new.publish()
+    assert parent in events
+    swapped = len(events) - 1 - events[::-1].index("swap")
+    staged = {
+        event.removeprefix(f"{parent}/").partition("/")[2] for event in events[:swapped] if ".modelstore" in event
+    }
+    assert {"", "d", "e", "e/f"} <= staged
+    assert events.index(parent, swapped) == swapped + 1
+
+
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_complete_target_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch, adopted: bool) -> None:
     if adopted:
@@ -394,14 +421,24 @@ def test_another_layout_of_the_same_files_is_recorded_and_not_built_again(
 
 @pytest.mark.usefixtures("swap")
 @pytest.mark.parametrize("path", ["foreign", "d/foreign", "config.json", "d/weights"])
-def test_what_others_put_there_is_not_replaced(elsewhere: Bench, path: str) -> None:
+def test_what_others_put_there_is_not_replaced(elsewhere: Bench, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     elsewhere.publish(OLD)
     (elsewhere.target / path).unlink(missing_ok=True)
     (elsewhere.target / path).write_bytes(b"precious")
-    with pytest.raises(LayoutError):
+    monkeypatch.setattr(Linker, "place", fail_with(errno.EIO))  # nothing is even built
+    with pytest.raises(LayoutError, match="already holds"):
         elsewhere.publish(NEW)
     assert elsewhere.found() == {**OLD, path: b"precious"}
     assert elsewhere.siblings() == ["model"]
+
+
+@pytest.mark.usefixtures("swap")
+def test_the_same_name_and_size_do_not_make_a_file_ours(elsewhere: Bench) -> None:
+    elsewhere.target.mkdir(parents=True)
+    (elsewhere.target / "config.json").write_bytes(b"hat")
+    with pytest.raises(LayoutError, match="already holds"):
+        elsewhere.publish(NEW)
+    assert elsewhere.found() == {"config.json": b"hat"}
 
 
 @pytest.mark.usefixtures("swap")
@@ -745,6 +782,29 @@ def test_damage_is_found_in_copies_and_not_in_what_others_changed(
     damage = find_damage(new.record, entries, elsewhere.tier)
     assert damage is not None
     assert sorted(damage.damaged) == ["config.json", "d/weights"]
+
+
+def test_damage_that_was_found_is_healed(elsewhere: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", fail_with(errno.EOPNOTSUPP))
+    monkeypatch.setattr(os, "link", fail_with(errno.EXDEV))
+    new = elsewhere.tree(NEW)
+    new.publish()
+    rotten = elsewhere.target / "d/weights"
+    before = rotten.stat()
+    rotten.chmod(0o644)
+    rotten.write_bytes(b"NEW weights")
+    os.utime(rotten, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert new.is_recorded()  # as far as stats can tell
+    assert new.record is not None
+    entries = {path: FileEntry(path, Digest.of(data), len(data)) for path, data in NEW.items()}
+    damage = find_damage(new.record, entries, elsewhere.tier)
+    assert damage is not None
+    elsewhere.tier.write_layout(str(elsewhere.target), damage.to_json())
+    again = elsewhere.tree(NEW)
+    assert not again.is_recorded()
+    again.publish()
+    assert elsewhere.found() == NEW
+    assert elsewhere.tree(NEW).is_recorded()
 
 
 @pytest.mark.parametrize(("path", "fine"), [("config.json", True), ("d/weights", True), ("foreign", False)])

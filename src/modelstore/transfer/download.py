@@ -1,7 +1,6 @@
 """The engine: reads ranges of many files in parallel into a tier, and hashes behind them."""
 
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -260,6 +259,8 @@ class _Engine:
         self._pause(problem, tries)
 
     def _pause(self, problem: SourceUnavailable, tries: int) -> None:
+        import random
+
         # Full jitter, so that the chunks of many processes do not come back together.
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2**tries) * random.random()  # noqa: S311
         if self._stop.wait(max(delay, problem.retry_after or 0.0)):
