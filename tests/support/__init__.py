@@ -200,7 +200,7 @@ class Modelstore:
         return {"args": line, "env": self._environment(), "stdin": subprocess.DEVNULL, "text": True, **popen}
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR") if name in os.environ}
         home = {
             "HOME": str(self.home),
             "XDG_CACHE_HOME": str(self.home / "cache"),

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from modelstore.config import Config, TierConfig
 from modelstore.digest import Digest
 from modelstore.progress import ProgressUpdate
 from modelstore.source_url import SourceURL
+from modelstore.tiers.base import Ingest
 from modelstore.tiers.directory import DirectoryTier
 from modelstore.tiers.memory import MemoryTier
 from tests.support.httpserver import BytesBody, HttpServer
@@ -285,3 +287,22 @@ def test_nobody_waits_for_a_lock_for_ever(fast: DirectoryTier, http_server: Http
         model = Store([fast], Config((), lock_timeout=0.2)).fetch(origin.url)
     assert time.monotonic() - begun >= 0.2
     assert model.files["m.gguf"].path.read_bytes() == BODY
+
+
+def test_the_ref_is_written_last(fast: DirectoryTier, http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash just before the manifest is there must leave no ref to it."""
+    origin = http_server.add("/m.gguf", BODY)
+    real = fast.ingest
+
+    def fail_for_the_manifest(size: int, expected: Digest | None) -> AbstractContextManager[Ingest]:
+        if expected is not None:
+            raise TierUnavailable("the power is gone")
+        return real(size, expected)
+
+    monkeypatch.setattr(fast, "ingest", fail_for_the_manifest)
+    with pytest.raises(TierUnavailable):
+        Store([fast]).fetch(origin.url)
+    assert list(fast.refs()) == []
+    assert not Path(fast.root, "models").exists()
+    monkeypatch.undo()
+    assert Store([fast]).fetch(origin.url).files["m.gguf"].path.read_bytes() == BODY

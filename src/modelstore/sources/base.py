@@ -55,8 +55,8 @@ class Source(Protocol):
         """The bytes ``[start, stop)`` of a resolved file, in pieces of at most 1 MiB.
 
         Raises ``SourceChanged`` if the file is no longer the one that was resolved, ``SourceUnavailable`` if the
-        source stops early, and :class:`RangesIgnored` if only the whole file can be had. May simply end early: the
-        engine counts.
+        source fails, and :class:`RangesIgnored` if only the whole file can be had. May simply end early, or run over:
+        the engine counts.
         """
         ...
 

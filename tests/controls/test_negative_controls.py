@@ -1,0 +1,229 @@
+"""Each safety line, taken out of a copy of the source: the test that guards it must fail then.
+
+Slow: run it with `pytest -m slow tests/controls`. docs/semantics.md has the same list, by promise.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import modelstore
+
+SOURCE = Path(modelstore.__file__).parent
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A line of ``file`` (``old`` made ``new``) whose loss ``test`` notices."""
+
+    promise: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+CONTROLS = [
+    Control(
+        "1 verified before visible: the digest",
+        "transfer/staging.py",
+        "if self._expected is not None and self.digest != self._expected:",
+        "if False:",
+        "tests/conformance/test_tiers.py::TestDirectoryTier::test_wrong_bytes_are_refused",
+    ),
+    Control(
+        "1 verified before visible: the size",
+        "transfer/staging.py",
+        "if found.st_size != self._size or sums.size != self._size:",
+        "if False:",
+        "tests/conformance/test_tiers.py::TestDirectoryTier::test_sums_of_another_size_are_refused",
+    ),
+    Control(
+        "1 verified before visible: a pin",
+        "fetching.py",
+        "            expected[resolved.files[0].path] = self._url.pin",
+        "            pass",
+        "tests/e2e/test_bad_input.py -k pin",
+    ),
+    Control(
+        "1 verified before visible: a blob without proof is hashed",
+        "tiers/directory.py",
+        "if record and record.is_of(found):\n            return True",
+        "if True:\n            return True",
+        "tests/unit/test_store.py -k without_proof",
+    ),
+    Control(
+        "2 all or nothing: the ref last",
+        "fetching.py",
+        "        put(self._home, config)\n        put(self._home, manifest.raw)\n"
+        "        ref = self._ref(resolved, manifest, known, brought)\n"
+        "        self._home.write_ref(self._url.key, ref)\n",
+        "        ref = self._ref(resolved, manifest, known, brought)\n"
+        "        self._home.write_ref(self._url.key, ref)\n"
+        "        put(self._home, config)\n        put(self._home, manifest.raw)\n",
+        "tests/unit/test_store.py -k ref_is_written_last",
+    ),
+    Control(
+        "2 all or nothing: a foreign target is refused",
+        "transfer/tree.py",
+        "                raise _foreign(self.target, path)",
+        "                return",
+        "tests/conformance/test_layouts.py::TestFiles::test_refuses_a_target_that_somebody_changed",
+    ),
+    Control(
+        "4 durable on return: the bytes",
+        "transfer/staging.py",
+        "            os.fsync(self._fd)\n",
+        "",
+        "tests/unit/test_staging.py",
+    ),
+    Control(
+        "4 durable on return: the name",
+        "tiers/directory.py",
+        "        fsync_dir(self._blobs)\n",
+        "",
+        "tests/unit/test_staging.py",
+    ),
+    Control(
+        "5 locks save bandwidth: the look after waiting",
+        "store.py",
+        "        known = self._tiers.find(self._url)  # again: another process may have brought it meanwhile",
+        "        known = None",
+        "tests/e2e/test_concurrency.py -k eight_processes",
+    ),
+    Control(
+        "6 size proves nothing: a laid-out file is proved",
+        "transfer/tree.py",
+        '        return hash_file(f"{self.target}/{entry.path}")[0] == entry.digest',
+        "        return True",
+        "tests/unit/test_link_and_tree.py",
+    ),
+    Control(
+        "7 a source cannot change silently: the condition",
+        "transfer/http.py",
+        'return {"If-Match": file.strong_etag}',
+        "return {}",
+        "tests/e2e/test_fetch.py -k every_range_carries",
+    ),
+    Control(
+        "7 a source cannot change silently: the answer's validator",
+        "transfer/http.py",
+        "        if not same:",
+        "        if False:",
+        "tests/e2e/test_bad_input.py -k changed_meanwhile",
+    ),
+    Control(
+        "7 a source cannot change silently: weak validators do not tie ranges together",
+        "transfer/http.py",
+        "return bool(self.strong_etag or (self.etag is None and self.settled))",
+        "return True",
+        "tests/e2e/test_fetch.py -k mixture",
+    ),
+    Control(
+        "7 a source cannot change silently: what was first seen",
+        "fetching.py",
+        "            raise self._changed() from error",
+        "            raise",
+        "tests/unit/test_store.py -k taken_for_what_was_lost",
+    ),
+    Control(
+        "8 a warm hit asks nobody",
+        "store.py",
+        "if found is None or stale or place is None or not self._is_ready(found, place):",
+        "if True:",
+        "tests/e2e/test_offline_and_warm.py",
+    ),
+    Control(
+        "9 bounded: the declared size",
+        "transfer/download.py",
+        "    if position > stop:",
+        "    if False:",
+        "tests/unit/test_download.py",
+    ),
+    Control(
+        "9 bounded: redirects",
+        "transfer/http.py",
+        "for _ in range(MAX_REDIRECTS + 1):",
+        "while True:",
+        "tests/e2e/test_bad_input.py -k endless",
+    ),
+    Control(
+        "10 credentials: never in the key's text",
+        "source_url.py",
+        '    if at and (":" in userinfo or match.group(1).lower() in _WEB):',
+        "    if False:",
+        "tests/unit/test_source_url.py",
+    ),
+    Control(
+        "10 credentials: to their own host only",
+        "transfer/http.py",
+        "own = file.headers if _origin(url) == _origin(file.url) else {}",
+        "own = file.headers",
+        "tests/e2e/test_secrets.py",
+    ),
+    Control(
+        "11 nothing outside the root: paths",
+        "manifest.py",
+        '    if _BAD_IN_PATH.search(path) or _DRIVE.match(path) or any(name in ("", ".", "..") for name in names):',
+        "    if False:",
+        "tests/unit/test_manifest.py",
+    ),
+    Control(
+        "11 nothing outside the root: links of a source directory",
+        "sources/filesystem.py",
+        'if entry.is_symlink() and not file.startswith(f"{root}/"):',
+        "if False:",
+        "tests/e2e/test_bad_input.py -k link",
+    ),
+    Control(
+        "12 failures have names: disk full",
+        "tiers/directory.py",
+        "        if is_no_space(error):",
+        "        if False:",
+        "tests/unit/test_staging.py",
+    ),
+    Control(
+        "format: a newer version is refused",
+        "tiers/directory.py",
+        "if type(version) is not int or version > FORMAT_VERSION:",
+        "if False:",
+        "tests/e2e/test_bad_input.py -k newer_format",
+    ),
+    Control(
+        "layout: what vLLM would not load",
+        "layouts/vllm.py",
+        "        if problem:",
+        "        if False:",
+        "tests/e2e/test_fetch.py -k vllm",
+    ),
+    Control(
+        "link: a copy that came out wrong",
+        "transfer/link.py",
+        "            if not (sums or hash_file(blob)[1]).match(read_pieces(copy)):",
+        "            if False:",
+        "tests/unit/test_link_and_tree.py -k copy",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.promise)
+def test_the_loss_of_a_safety_line_is_noticed(control: Control, tmp_path: Path) -> None:
+    shutil.copytree(SOURCE, tmp_path / "src" / "modelstore", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "src" / "modelstore" / control.file
+    text = file.read_text()
+    assert text.count(control.old) == 1, "the line has changed: bring this list up to date"
+    file.write_text(text.replace(control.old, control.new))
+    where, _, which = control.test.partition(" -k ")
+    select = ["-k", which.strip("'")] if which else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *where.split(), *select]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, f"{control.test} passes without it:\n{done.stdout[-2000:]}"
