@@ -20,6 +20,7 @@ from modelstore.transfer.http import (
     HttpFile,
     _check_status,
     _content_range,
+    _is_settled,
     _reason,
     _redirect,
     _retry_after,
@@ -89,6 +90,27 @@ def test_retry_after_as_a_date_is_the_time_until_then() -> None:
 def test_any_retry_after_is_bounded(value: str) -> None:
     seconds = _retry_after(value)
     assert seconds is None or 0.0 <= seconds <= 120.0
+
+
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("modified", "date", "settled"),
+    [
+        ("Wed, 21 Oct 2015 07:27:00 GMT", DATE, True),
+        ("Wed, 21 Oct 2015 07:27:01 GMT", DATE, False),
+        ("Wed, 21 Oct 2015 07:29:00 GMT", DATE, False),
+        ("Wed, 21 Oct 2015 07:27:00 -0000", DATE, False),  # without a zone: cannot be compared
+        ("Wed, 21 Oct 2015 07:27:00 +9999999999999999999", DATE, False),
+        ("yesterday", DATE, False),
+        (None, DATE, False),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", None, False),
+        (None, None, False),
+    ],
+)
+def test_a_time_is_a_validator_a_minute_later(modified: str | None, date: str | None, settled: bool) -> None:
+    assert _is_settled(modified, date) is settled
 
 
 def test_a_busy_server_is_asked_again_when_it_says() -> None:

@@ -476,6 +476,14 @@ def test_an_empty_directory_is_a_fine_target(elsewhere: Bench) -> None:
     assert elsewhere.found() == NEW
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_way_is_refused_and_not_read(elsewhere: Bench) -> None:
+    elsewhere.target.mkdir(parents=True)
+    os.mkfifo(elsewhere.target / "empty.txt")
+    with pytest.raises(LayoutError, match="already holds"):
+        elsewhere.publish({"empty.txt": b""})
+
+
 def test_damage_in_our_own_directory_is_healed(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "store", tmp_path / "store/models/0123456789abcdef")
     bench.publish(OLD)

@@ -79,7 +79,7 @@ class DirectoryTier:
         if raw is not None:
             try:
                 version = json.loads(raw)["version"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise TierUnavailable(
                     "its .modelstore/format.json is damaged", tier=self.name, op="open", retryable=False
                 ) from error
@@ -97,7 +97,8 @@ class DirectoryTier:
         """Make what writing needs; cheap when it is there."""
         self._open()
         folders = [self._blobs, *(f"{self._own}/{name}" for name in _FOLDERS)]
-        if all(map(os.path.isdir, folders)):
+        marker = f"{self._own}/format.json"  # written last
+        if os.path.exists(marker) and all(map(os.path.isdir, folders)):
             self._sweep()
             return
         with self.errors("prepare"):
@@ -105,7 +106,7 @@ class DirectoryTier:
                 make_dirs(folder)
             for path, data in (
                 (f"{self.root}/CACHEDIR.TAG", _CACHEDIR_TAG),
-                (f"{self._own}/format.json", canonical_json({"version": FORMAT_VERSION})),
+                (marker, canonical_json({"version": FORMAT_VERSION})),
             ):
                 if not os.path.exists(path):
                     atomic_write(path, data, staging=self._staging, durable=True)
