@@ -14,7 +14,6 @@ from modelstore.config import Config, TierConfig, load_config
 from modelstore.errors import ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
 from modelstore.model import Entry, Found, Model, VerifyReport
 from modelstore.plugins import make_layout, make_source
-from modelstore.progress import Progress
 from modelstore.source_url import SourceURL
 from modelstore.tiering import Tiers
 from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Tier
@@ -22,6 +21,7 @@ from modelstore.tiers.base import LocalTier, SupportsLayouts, SupportsVerify, Ti
 if TYPE_CHECKING:
     from modelstore.layouts.base import Layout
     from modelstore.maintenance import Maintenance
+    from modelstore.progress import Progress
     from modelstore.sources.base import Source as SourceReader
 
 __all__ = ["Store", "fetch"]
@@ -66,7 +66,7 @@ class Store:
         refresh: bool = False,
         offline: bool | None = None,
         connections: int | None = None,
-        progress: Progress | None = None,
+        progress: "Progress | None" = None,
         cancel: Event | None = None,
     ) -> Model:
         """Have a model complete in the fastest tier that can be written, and laid out at a directory.
@@ -115,7 +115,7 @@ class Store:
         return self._maintenance().entry(name)
 
     def verify(
-        self, *names: str | os.PathLike[str], repair: bool = False, progress: Progress | None = None
+        self, *names: str | os.PathLike[str], repair: bool = False, progress: "Progress | None" = None
     ) -> VerifyReport:
         """Hash everything again: the models named, or all of them and all other blobs.
 
@@ -137,7 +137,7 @@ class Store:
 
         return Maintenance(list(self._tiers.usable()), self._tiers.entries(), self._refetch)
 
-    def _refetch(self, source: str, progress: Progress | None) -> None:
+    def _refetch(self, source: str, progress: "Progress | None") -> None:
         options = _Options(offline=self.config.offline, connections=self.config.connections, progress=progress)
         _Fetch(self.config, self._tiers, SourceURL.parse(source), options).bring()
 
@@ -152,7 +152,7 @@ class _Options:
     full: bool = False
     refresh: bool = False
     connections: int
-    progress: Progress | None = None
+    progress: "Progress | None" = None
     cancel: Event | None = None
 
 
@@ -166,6 +166,7 @@ class _Fetch:
         self._options = options
         self._layout = make_layout(options.layout)
         self._bytes: dict[str, int] | None = None
+        self._at_target = False  # the target was found complete: one look at it is enough
 
     def run(self, begun: float) -> Model:
         options = self._options
@@ -181,7 +182,8 @@ class _Fetch:
             place = self._tiers.place(found)
         if place is None:
             raise TierUnavailable("no tier can lay a model out", op="layout", hint="name a directory as a tier")
-        path = self._lay_out(found, place, self._layout, self._target(place))
+        target = self._target(place)
+        path = target if self._at_target else self._lay_out(found, place, self._layout, target)
         return Model(
             source=self._url.text,
             key=self._url.key,
@@ -214,9 +216,8 @@ class _Fetch:
             from modelstore.maintenance import set_aside_damage
 
             return not set_aside_damage(found.manifest, place)
-        return self._layout.is_complete(found.manifest, place, self._target(place)) or not place.missing(
-            found.manifest.blobs
-        )
+        self._at_target = self._layout.is_complete(found.manifest, place, self._target(place))
+        return self._at_target or not place.missing(found.manifest.blobs)
 
     def _is_old(self, found: Found) -> bool:
         max_age = self._config.max_age
@@ -301,7 +302,7 @@ class FetchOptions(TypedDict, total=False):
     refresh: bool
     offline: bool | None
     connections: int | None
-    progress: Progress | None
+    progress: "Progress | None"
     cancel: Event | None
 
 

@@ -5,9 +5,6 @@ from typing import Any
 
 import click
 
-from modelstore.source_url import SourceURL
-from modelstore.store import Store
-
 __all__ = ["fetch"]
 
 
@@ -35,6 +32,9 @@ def fetch(obj: dict[str, Any], /, source: str, as_json: bool, offline: bool, **o
       modelstore fetch ./my-model --layout vllm --to /mnt/models
       modelstore fetch './my-model?allow=*.safetensors,*.json' --json
     """
+    from modelstore.source_url import SourceURL
+    from modelstore.store import Store
+
     url = SourceURL.parse(source)
     store = Store(obj["tiers"], obj["config"])
     progress = obj["output"].progress(url.text.rstrip("/").rpartition("/")[2])

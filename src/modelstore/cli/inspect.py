@@ -5,9 +5,6 @@ from typing import Any
 
 import click
 
-from modelstore.progress import human_size
-from modelstore.source_url import SourceURL
-
 __all__ = ["key", "list_models", "path", "show"]
 
 
@@ -37,6 +34,8 @@ def key(source: str, full: bool, explain: bool) -> None:
     Example:
       modelstore key s3://my-bucket/models/llama-3.1-8b-q4_k_m.gguf
     """
+    from modelstore.source_url import SourceURL
+
     url = SourceURL.parse(source)
     click.echo(url.key if full else url.key.short)
     if explain:
@@ -53,6 +52,7 @@ def list_models(obj: dict[str, Any], /, as_json: bool) -> None:
     Example:
       modelstore list
     """
+    from modelstore.progress import human_size
     from modelstore.store import Store
 
     entries = Store(obj["tiers"], obj["config"]).list()
@@ -81,6 +81,7 @@ def show(obj: dict[str, Any], /, name: str, as_json: bool) -> None:
     Example:
       modelstore show abc28e40217b6b6f
     """
+    from modelstore.progress import human_size
     from modelstore.store import Store
 
     value = Store(obj["tiers"], obj["config"]).show(name).to_json(detailed=True)

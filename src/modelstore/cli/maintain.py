@@ -1,13 +1,14 @@
 """``modelstore verify`` and ``remove``."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelstore.errors import BlobCorrupt
-from modelstore.model import Damage, VerifyReport
-from modelstore.store import Store
+
+if TYPE_CHECKING:
+    from modelstore.model import Damage, VerifyReport
 
 __all__ = ["remove", "verify"]
 
@@ -27,6 +28,8 @@ def verify(obj: dict[str, Any], /, names: tuple[str, ...], repair: bool, as_json
       modelstore verify
       modelstore verify https://example.com/model.gguf --repair
     """
+    from modelstore.store import Store
+
     progress = obj["output"].progress("repair") if repair else None
     try:
         report = Store(obj["tiers"], obj["config"]).verify(*names, repair=repair, progress=progress)
@@ -40,7 +43,7 @@ def verify(obj: dict[str, Any], /, names: tuple[str, ...], repair: bool, as_json
     return BlobCorrupt.exit_code if report.remaining else 0
 
 
-def _print(report: VerifyReport) -> None:
+def _print(report: "VerifyReport") -> None:
     for damage in report.damaged:
         state = "repaired" if damage in report.repaired else "DAMAGED"
         model = f" (model {damage.model[:16]})" if damage.model else ""
@@ -48,7 +51,7 @@ def _print(report: VerifyReport) -> None:
     click.echo(f"{report.checked} blobs and files checked, {len(report.remaining)} damaged")
 
 
-def _report_json(report: VerifyReport) -> dict[str, Any]:
+def _report_json(report: "VerifyReport") -> dict[str, Any]:
     bad = {damage.model for damage in report.remaining}
     return {
         "models": [{"key": key[:16], "source": source, "ok": key not in bad} for key, source in report.models.items()],
@@ -59,7 +62,7 @@ def _report_json(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _damage_json(what: str, damage: Damage) -> dict[str, Any]:
+def _damage_json(what: str, damage: "Damage") -> dict[str, Any]:
     return {what: damage.what, "tier": damage.where, "model": damage.model[:16] if damage.model else None}
 
 
@@ -73,5 +76,7 @@ def remove(obj: dict[str, Any], /, names: tuple[str, ...]) -> None:
     Example:
       modelstore remove abc28e40217b6b6f
     """
+    from modelstore.store import Store
+
     for entry in Store(obj["tiers"], obj["config"]).remove(*names):
         click.echo(f"removed {entry.key.short}  {entry.ref.source}")

@@ -5,8 +5,10 @@ import logging
 import sys
 import time
 import traceback
+from typing import TYPE_CHECKING
 
-from modelstore.progress import LogProgress, TerminalProgress
+if TYPE_CHECKING:
+    from modelstore.progress import LogProgress, TerminalProgress
 
 __all__ = ["Output"]
 
@@ -27,10 +29,12 @@ class Output:
         library.propagate = False
         library.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
 
-    def progress(self, label: str) -> TerminalProgress | LogProgress | None:
+    def progress(self, label: str) -> "TerminalProgress | LogProgress | None":
         """A bar on a terminal, a line every ten seconds elsewhere, nothing if ``quiet``."""
         if self._quiet:
             return None
+        from modelstore.progress import LogProgress, TerminalProgress
+
         if sys.stderr.isatty() and not self._json:
             return TerminalProgress(label)
         return LogProgress(self._write if self._json else self._write_text, as_json=self._json)

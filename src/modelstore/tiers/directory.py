@@ -61,8 +61,8 @@ class DirectoryTier:
     @property
     def writable(self) -> bool:
         self._open()
-        place = self._existing()
-        return self._may_write and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+        # The slash: only a directory can be reached by it.
+        return self._may_write and os.access(f"{self._existing()}/", os.W_OK | os.X_OK)
 
     def _existing(self) -> str:
         """The root, or the nearest directory above it that is there already."""

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -150,7 +149,7 @@ class Tree:
             self._build(staged)
             return self._swap(staged)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            _remove(staged)
 
     def _build(self, staged: str) -> None:
         folders = [f"{staged}{folder}" for folder in _folders(self._files)]
@@ -161,6 +160,7 @@ class Tree:
         for path, entry in self._files.items():
             sums = self._blobs.read_sums(entry.digest) if linker.copies else None
             linker.place(self._blobs.local_path(entry.digest), f"{staged}/{path}", sums)
+        linker.sync()
         for folder in reversed(folders):
             fsync_dir(folder)
 
@@ -297,9 +297,15 @@ def _move_aside(staged: str, target: str) -> None:
         with suppress(OSError):
             os.rename(old, target)
         if os.path.lexists(target):
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: str) -> None:
+    import shutil  # a warm hit removes nothing
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(parent: str, name: str) -> None:
@@ -308,7 +314,7 @@ def _sweep(parent: str, name: str) -> None:
         for entry in entries:
             ours = entry.name.startswith(f".{name}.") and entry.name.endswith(_SUFFIX)
             if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_AFTER:
-                shutil.rmtree(entry.path, ignore_errors=True)
+                _remove(entry.path)
 
 
 @contextmanager
