@@ -20,14 +20,14 @@ class Output:
         self._quiet = self._verbose = self._json = False
 
     def set_up(self, *, quiet: bool, verbose: bool, as_json: bool) -> None:
-        """Send the library's logs to stderr. Warnings unless ``quiet``, everything with ``verbose``."""
+        """Send the library's logs to stderr. What a user should know unless ``quiet``, everything with ``verbose``."""
         self._quiet, self._verbose, self._json = quiet, verbose, as_json
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
         library = logging.getLogger("modelstore")
         library.handlers = [handler]
         library.propagate = False
-        library.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
+        library.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
 
     def progress(self, label: str) -> "TerminalProgress | LogProgress | None":
         """A bar on a terminal, a line every ten seconds elsewhere, nothing if ``quiet``."""
