@@ -41,6 +41,8 @@ class TierConfig:
             raise ConfigError("a tier has no location", hint='write location = "/path" or location = "scheme://…"')
         if mode not in ("rw", "ro"):
             raise ConfigError(f"mode of the tier {location} is {mode!r}", hint='write "rw" or "ro"')
+        if not location.isprintable() or (location.startswith("file://") and not location.startswith("file:///")):
+            raise ConfigError(f"{location!r} cannot be the location of a tier", hint="write /path or scheme://…")
         if "://" not in location:
             location = os.path.abspath(os.path.expanduser(location))
         name = table.get("name", location)
@@ -139,7 +141,7 @@ def _read_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) 
 
     try:
         return tomllib.loads(raw.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the config file {file} is not TOML: {error}") from error
 
 

@@ -9,7 +9,7 @@
     │  ├─ SourceChanged                                                          exit 6
     │  └─ SourceCorrupt                    wrong bytes from upstream             exit 7
     ├─ StoreError                          our tiers' side
-    │  ├─ BlobNotFound (FileNotFoundError) the only silent fall-through
+    │  ├─ BlobNotFound (FileNotFoundError) the only silent fall-through          exit 9
     │  ├─ BlobCorrupt                      quarantined, fetched again            exit 7
     │  ├─ BlobArchived                     needs warming up                      exit 8
     │  ├─ TierUnavailable                                                        exit 9
@@ -141,6 +141,8 @@ class StoreError(ModelStoreError):
 
 class BlobNotFound(StoreError, FileNotFoundError):
     """The tier does not hold the blob. The only failure that silently falls through to the next tier."""
+
+    exit_code = 9
 
 
 class BlobCorrupt(StoreError):

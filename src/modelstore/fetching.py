@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Event
+from typing import Final
 
 from modelstore.digest import ChunkSums, Digest
-from modelstore.errors import SourceChanged, SourceCorrupt, StoreError
+from modelstore.errors import Cancelled, SourceChanged, SourceCorrupt, SourceUnavailable, StoreError
 from modelstore.manifest import FileEntry, Manifest, Ref
 from modelstore.model import Found
 from modelstore.progress import Progress
@@ -17,6 +18,9 @@ from modelstore.tiers.base import Tier
 from modelstore.transfer.download import Job, download
 
 __all__ = ["Bringer", "now", "put"]
+
+#: Seconds between the tries to ask a source; longer if it says so.
+RESOLVE_DELAYS: Final = (0.25, 0.5, 0.75)
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +89,22 @@ class Bringer:
         return False
 
     def from_source(
-        self, source: Source, known: Found | None, *, refresh: bool, check: Callable[[Mapping[str, int]], None]
+        self,
+        source: Source,
+        known: Found | None,
+        *,
+        remembered: Digest | None,
+        refresh: bool,
+        check: Callable[[Mapping[str, int]], None],
     ) -> Found:
         """Ask the source, fetch what no tier has, publish blobs → manifest → ref.
 
-        What ``known`` remembers must still be so, unless ``refresh``. ``check`` is given the sizes of the files by
+        What ``known`` remembers, and the manifest digest ``remembered`` of a ref whose manifest may be gone, must still
+        be so, unless ``refresh``. ``check`` is given the sizes of the files by
         path before a byte is fetched, and may raise. Raises ``SourceChanged``, ``SourceCorrupt``.
         """
-        resolved = source.resolve(self._url)
+        resolved = self._resolve(source)
+        self._check_listing(resolved)
         check({file.path: file.size for file in resolved.files})
         expected = self._expect(resolved, known, refresh=refresh)
         try:
@@ -102,22 +114,39 @@ class Bringer:
                 raise
             raise self._changed() from error
         entries = [FileEntry(file.path, digests[file.path], file.size) for file in resolved.files]
-        try:
-            manifest, config = Manifest.build(entries)
-        except ValueError as error:
-            raise SourceCorrupt(f"the source lists files that cannot be stored: {error}") from error
+        manifest, config = Manifest.build(entries)
         pin = self._url.pin
         if pin and resolved.tree and manifest.digest != pin:
             raise SourceCorrupt(
                 f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
             )
-        if known and not refresh and not pin and manifest.digest != known.manifest.digest:
+        if remembered and not refresh and not pin and manifest.digest != remembered:
             raise self._changed()
         put(self._home, config)
         put(self._home, manifest.raw)
         ref = self._ref(resolved, manifest, known, brought)
         self._home.write_ref(self._url.key, ref)
         return Found(ref, manifest)
+
+    def _check_listing(self, resolved: Resolved) -> None:
+        """Refuse files that no manifest can list before any is fetched."""
+        unknown = Digest("0" * 64)
+        try:
+            Manifest.build(FileEntry(file.path, unknown, file.size) for file in resolved.files)
+        except ValueError as error:
+            raise SourceCorrupt(f"the source lists files that cannot be stored: {error}") from error
+
+    def _resolve(self, source: Source) -> Resolved:
+        """Ask the source, again after a moment if it may be there by then."""
+        for delay in (*RESOLVE_DELAYS, None):
+            try:
+                return source.resolve(self._url)
+            except SourceUnavailable as error:
+                if not error.retryable or delay is None:
+                    raise
+                if (self._cancel or Event()).wait(max(delay, error.retry_after or 0.0)):
+                    raise Cancelled("the fetch was cancelled while it asked the source") from error
+        raise AssertionError("the last try returns or raises")
 
     # -- what is expected -------------------------------------------------------------------------------------------
 

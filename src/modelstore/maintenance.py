@@ -3,12 +3,19 @@
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from modelstore.digest import Digest
-from modelstore.errors import BlobCorrupt, BlobNotFound, LockTimeout, ModelStoreError, NotCached
+from modelstore.errors import (
+    BlobCorrupt,
+    BlobNotFound,
+    LockTimeout,
+    ModelStoreError,
+    NotCached,
+    StoreError,
+    TierUnavailable,
+)
 from modelstore.locking import single_flight
 from modelstore.manifest import Manifest
 from modelstore.model import Damage, Entry, VerifyReport
@@ -25,7 +32,7 @@ from modelstore.tiers.base import (
     Tier,
     VerifiableTier,
 )
-from modelstore.transfer.tree import LayoutRecord, find_damage
+from modelstore.transfer.tree import LayoutRecord, find_damage, is_untouched, sweep_siblings, withdraw
 
 __all__ = ["Maintenance", "set_aside_damage"]
 
@@ -85,54 +92,62 @@ class Maintenance:
             return
         try:
             self._refetch(source, progress)
-            self._lay_out_again(entry)
+            for tier in self._tiers:
+                _lay_out_again(tier, entry.key)
         except ModelStoreError as error:
             logger.warning("%s could not be repaired: %s", entry.ref.source, error)
             return
-        report.repaired.extend(damaged)
-
-    def _lay_out_again(self, entry: Entry) -> None:
-        for tier in self._tiers:
-            manifest = read_manifest(tier, entry.ref.manifest)
-            if manifest is None or not isinstance(tier, SupportsLayouts):
-                continue
-            for record in _records(tier, manifest):
-                if record.damaged:
-                    make_layout(record.layout).materialize(manifest, tier, record.target)
+        by_name = {tier.name: tier for tier in self._tiers}
+        report.repaired.extend(damage for damage in damaged if _is_sound(by_name[damage.where], damage))
 
     # -- remove -----------------------------------------------------------------------------------------------------
 
     def remove(self, names: Sequence[str | os.PathLike[str]]) -> tuple[Entry, ...]:
+        """See :meth:`modelstore.store.Store.remove`."""
         entries = tuple(self.entry(name) for name in names)
         for entry in entries:
-            for tier in self._tiers:
-                if isinstance(tier, SupportsDelete) and tier.writable and tier.read_ref(entry.key):
-                    _remove(tier, entry)
+            holders = [tier for tier in self._tiers if tier.read_ref(entry.key)]
+            removable = [tier for tier in holders if isinstance(tier, SupportsDelete) and tier.writable]
+            for tier in removable:
+                _remove(tier, entry.key)
+            if not removable:
+                raise TierUnavailable(
+                    f"{entry.ref.source} cannot be removed: it cannot be written",
+                    tier=", ".join(tier.name for tier in holders),
+                    op="remove",
+                    retryable=False,
+                )
         return entries
 
 
 def set_aside_damage(manifest: Manifest, tier: VerifiableTier) -> bool:
-    """Hash a model's blobs and laid-out files; put wrong blobs into quarantine. Whether any blob was wrong."""
+    """Hash a model's blobs and laid-out files, and put wrong blobs into quarantine.
+
+    Returns whether something has to be fetched again, or is wrong where it cannot be put right.
+    """
     report = VerifyReport()
     for digest in manifest.blobs:
         _verify_blob(tier, digest, None, report)
     wrong = bool(report.damaged)
     if isinstance(tier, SupportsLayouts):
         _verify_layouts(tier, manifest, None, report)
-    return wrong
+    return wrong or (bool(report.damaged) and not tier.writable)
 
 
 def _verify_tier(tier: VerifiableTier, entries: Iterable[Entry], report: VerifyReport, *, everything: bool) -> None:
     seen: set[Digest] = set()
     for entry in entries:
-        if tier.read_ref(entry.key) is None:
+        # Its own idea of the model: a slower tier may hold an older version.
+        ref = tier.read_ref(entry.key)
+        if ref is None:
             continue
-        for digest in _blobs(entry):
+        manifest = read_manifest(tier, ref.manifest)
+        for digest in (ref.manifest, *(manifest.blobs if manifest else ())):
             if digest not in seen:
                 seen.add(digest)
                 _verify_blob(tier, digest, entry.key, report)
-        if isinstance(tier, SupportsLayouts) and entry.manifest:
-            _verify_layouts(tier, entry.manifest, entry.key, report)
+        if isinstance(tier, SupportsLayouts) and manifest:
+            _verify_layouts(tier, manifest, entry.key, report)
     for info in list(tier.walk()) if everything else ():
         if info.digest not in seen:
             _verify_blob(tier, info.digest, None, report)
@@ -142,15 +157,19 @@ def _verify_blob(tier: VerifiableTier, digest: Digest, model: CacheKey | None, r
     report.checked += 1
     try:
         tier.verify(digest)
-    except (BlobCorrupt, BlobNotFound) as error:
+    except (BlobCorrupt, BlobNotFound, TierUnavailable) as error:
+        if isinstance(error, BlobNotFound) and (model is None or tier.read_ref(model) is None):
+            return  # removed while this went on
         logger.warning("%s", error)
         report.damaged.append(Damage(str(digest), tier.name, model))
         if isinstance(error, BlobCorrupt) and tier.writable:
-            tier.quarantine(digest)
+            with suppress(BlobNotFound):
+                tier.quarantine(digest)
 
 
 def _verify_layouts(tier: LocalTier, manifest: Manifest, model: CacheKey | None, report: VerifyReport) -> None:
     for record in _records(tier, manifest):
+        sweep_siblings(record.target)
         report.checked += len(manifest.files)
         found = find_damage(record, manifest.files, tier)
         if found:
@@ -158,29 +177,59 @@ def _verify_layouts(tier: LocalTier, manifest: Manifest, model: CacheKey | None,
             report.damaged.append(Damage(record.target, tier.name, model))
 
 
-def _remove(tier: DeletableTier, entry: Entry) -> None:
+def _lay_out_again(tier: Tier, key: CacheKey) -> None:
+    ref = tier.read_ref(key)
+    manifest = read_manifest(tier, ref.manifest) if ref else None
+    if manifest and isinstance(tier, SupportsLayouts):
+        for record in _records(tier, manifest):
+            if record.damaged:
+                make_layout(record.layout).materialize(manifest, tier, record.target)
+
+
+def _is_sound(tier: Tier, damage: Damage) -> bool:
+    """Whether what was damaged is not so any more."""
+    if not damage.is_blob and isinstance(tier, SupportsLayouts):
+        record = LayoutRecord.from_json(tier.read_layout(damage.what))
+        return record is not None and not record.damaged
+    try:
+        if isinstance(tier, SupportsVerify):
+            tier.verify(Digest.parse(damage.what))
+            return True
+    except StoreError as error:
+        logger.warning("%s", error)
+    return False
+
+
+def _remove(tier: DeletableTier, key: CacheKey) -> None:
     with ExitStack() as stack:
-        if isinstance(tier, SupportsLayouts):
-            path = tier.lock_path(entry.key)
-            if not stack.enter_context(single_flight(path, _LOCK_SECONDS)):
-                raise LockTimeout(
-                    f"{entry.ref.source} is being fetched by another process", tier=tier.name, hint="try again later"
-                )
+        if isinstance(tier, SupportsLayouts) and not stack.enter_context(
+            single_flight(tier.lock_path(key), _LOCK_SECONDS)
+        ):
+            raise LockTimeout(
+                f"the model {key.short} is being fetched by another process", tier=tier.name, hint="try again later"
+            )
+        ref = tier.read_ref(key)
+        if ref is None:
+            return
+        manifest = read_manifest(tier, ref.manifest)
         # The ref first: from here on the model is not there, and what is left is only space.
-        tier.delete_ref(entry.key)
+        tier.delete_ref(key)
         if isinstance(tier, SupportsLayouts):
-            target = tier.model_path(entry.key)
-            shutil.rmtree(target, ignore_errors=True)
-            tier.write_layout(target, None)
+            _withdraw_default(tier, key)
         kept = _kept(tier)
-        for digest in set(_blobs(entry)) - kept if kept is not None else ():
+        for digest in {ref.manifest, *(manifest.blobs if manifest else ())} - kept if kept is not None else ():
             tier.delete(digest)
 
 
-def _blobs(entry: Entry) -> Iterator[Digest]:
-    yield entry.ref.manifest
-    if entry.manifest:
-        yield from entry.manifest.blobs
+def _withdraw_default(tier: SupportsLayouts, key: CacheKey) -> None:
+    """Remove the default directory, if there is nothing in it but what was put there."""
+    target = tier.model_path(key)
+    record = LayoutRecord.from_json(tier.read_layout(target))
+    if record and is_untouched(record):
+        withdraw(target)
+        tier.write_layout(target, None)
+    elif os.path.lexists(target):
+        logger.warning("%s holds something else too, and stays", target)
 
 
 def _records(tier: SupportsLayouts, manifest: Manifest) -> Iterator[LayoutRecord]:
@@ -194,16 +243,16 @@ def _records(tier: SupportsLayouts, manifest: Manifest) -> Iterator[LayoutRecord
 def _kept(tier: DeletableTier) -> set[Digest] | None:
     """The blobs that refs and named manifests need; None if that cannot be told, and then all are kept."""
     kept: set[Digest] = set()
-    for _, ref in tier.refs():
-        manifest = read_manifest(tier, ref.manifest)
-        if manifest is None:
-            return None
-        kept |= {ref.manifest, *manifest.blobs}
-    for raw in tier.named_manifests():
-        try:
+    try:
+        for _, ref in tier.refs():
+            manifest = read_manifest(tier, ref.manifest)
+            if manifest is None:
+                raise ValueError(f"the manifest {ref.manifest} is gone")
+            kept |= {ref.manifest, *manifest.blobs}
+        for raw in tier.named_manifests():
             manifest = Manifest.parse(raw)
-        except ValueError:
-            logger.warning("tier %s: a file under manifests/ is not a manifest; keeping all blobs", tier.name)
-            return None
-        kept |= {manifest.digest, *manifest.blobs}
+            kept |= {manifest.digest, *manifest.blobs}
+    except (ValueError, StoreError) as error:
+        logger.warning("tier %s: it cannot be told which blobs are needed, and all are kept: %s", tier.name, error)
+        return None
     return kept

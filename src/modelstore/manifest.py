@@ -125,7 +125,10 @@ class Manifest:
             "config": Descriptor(CONFIG_TYPE, Digest.of(config), len(config)).to_json(),
             "layers": [layer.to_json() for layer in layers],
         }
-        return cls.parse(canonical_json(value)), config
+        raw = canonical_json(value)
+        if len(raw) > MAX_MANIFEST_SIZE:
+            raise ValueError(f"a manifest of {len(layers)} files is larger than {MAX_MANIFEST_SIZE} bytes")
+        return cls.parse(raw), config
 
     @classmethod
     def parse(cls, raw: bytes) -> "Manifest":

@@ -11,7 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from modelstore.config import Config, TierConfig, load_config
-from modelstore.errors import ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
+from modelstore.errors import BlobNotFound, ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
 from modelstore.model import Entry, Found, Model, VerifyReport
 from modelstore.plugins import make_layout, make_source
 from modelstore.source_url import SourceURL
@@ -29,6 +29,9 @@ __all__ = ["Store", "fetch"]
 logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | SourceURL
+
+#: How often a model that another process removes meanwhile is fetched again.
+_ROUNDS = 5
 
 
 class Store:
@@ -98,11 +101,9 @@ class Store:
         return _Fetch(self.config, self._tiers, url, options).run(begun)
 
     def path(self, source: Source) -> Path:
-        """Where a cached model is laid out by default. No network; raises ``NotCached``."""
-        try:
-            return self.fetch(source, offline=True).path
-        except LayoutError as error:
-            raise NotCached(f"{SourceURL.parse(source)} is cached but not laid out: {error}") from error
+        """Where a cached model is laid out by default. No network, no copying; raises ``NotCached``."""
+        url = SourceURL.parse(source)
+        return _Fetch(self.config, self._tiers, url, _Options(offline=True, connections=1)).path()
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -166,24 +167,31 @@ class _Fetch:
         self._options = options
         self._layout = make_layout(options.layout)
         self._bytes: dict[str, int] | None = None
+        self._asked = False  # the source, in this call
         self._at_target = False  # the target was found complete: one look at it is enough
 
     def run(self, begun: float) -> Model:
         options = self._options
-        found = self._tiers.find(self._url)
-        if found and self._url.pin and not found.manifest.satisfies(self._url.pin):
-            found = None
+        found = self._find()
         place = self._tiers.place(found)
-        stale = found is not None and (options.refresh or self._is_old(found))
-        if found is None or stale or place is None or not self._is_ready(found, place):
-            if options.offline and (found is None or len(self._tiers.all) == 1):
-                raise self._not_cached()
-            found = self.bring()
-            place = self._tiers.place(found)
-        if place is None:
-            raise TierUnavailable("no tier can lay a model out", op="layout", hint="name a directory as a tier")
-        target = self._target(place)
-        path = target if self._at_target else self._lay_out(found, place, self._layout, target)
+        for _ in range(_ROUNDS):
+            stale = found is not None and self._is_stale(found, place)
+            if found is None or stale or place is None or not self._is_ready(found, place):
+                if options.offline and (found is None or len(self._tiers.all) == 1):
+                    raise self._not_cached()
+                found = self.bring()
+                place = self._tiers.place(found)
+            if place is None:
+                raise TierUnavailable("no tier can lay a model out", op="layout", hint="name a directory as a tier")
+            target = self._target(place)
+            try:
+                path = target if self._at_target else self._lay_out(found, place, self._layout, target)
+                break
+            except BlobNotFound as error:  # removed meanwhile, by another process
+                logger.debug("%s; fetching it again", error)
+                found = None
+        else:
+            raise SourceUnavailable(f"{self._url} is removed as fast as it is fetched", hint="see who removes it")
         return Model(
             source=self._url.text,
             key=self._url.key,
@@ -196,6 +204,27 @@ class _Fetch:
                 self._lay_out(found, place, make_layout(name), self._tiers.check_target(to))
             ),
         )
+
+    def path(self) -> Path:
+        """See :meth:`Store.path`."""
+        found = self._find()
+        for tier in self._tiers.usable() if found else ():
+            if isinstance(tier, SupportsLayouts) and found:
+                target = tier.model_path(self._url.key)
+                if self._layout.is_complete(found.manifest, tier, target):
+                    return Path(target)
+        place = self._tiers.place(found)
+        if found is None or place is None or place.missing(found.manifest.blobs):
+            raise self._not_cached()
+        try:
+            return Path(self._lay_out(found, place, self._layout, place.model_path(self._url.key)))
+        except (LayoutError, BlobNotFound) as error:
+            raise NotCached(f"{self._url} is cached but not laid out: {error}") from error
+
+    def _find(self) -> Found | None:
+        """What some tier knows of the model, if it is what the pin wants."""
+        found = self._tiers.find(self._url)
+        return found if found and (not self._url.pin or found.manifest.satisfies(self._url.pin)) else None
 
     def _target(self, place: LocalTier) -> str:
         return self._options.target or place.model_path(self._url.key)
@@ -219,9 +248,18 @@ class _Fetch:
         self._at_target = self._layout.is_complete(found.manifest, place, self._target(place))
         return self._at_target or not place.missing(found.manifest.blobs)
 
+    def _is_stale(self, found: Found, place: LocalTier | None) -> bool:
+        """Whether the source is to be asked about a model that is there."""
+        if self._options.offline or self._asked or not (self._options.refresh or self._is_old(found)):
+            return False
+        if self._tiers.home() is None and place is not None:
+            logger.warning("%s cannot be brought up to date: no tier can be written; the cached copy stands", self._url)
+            return False
+        return True
+
     def _is_old(self, found: Found) -> bool:
         max_age = self._config.max_age
-        if max_age is None or self._options.offline:
+        if max_age is None:
             return False
         import calendar
 
@@ -251,6 +289,7 @@ class _Fetch:
         from modelstore.fetching import Bringer  # a warm hit does not need the engine
 
         known = self._tiers.find(self._url)  # again: another process may have brought it meanwhile
+        remembered = next((ref.manifest for ref in self._tiers.refs(self._url)), None)
         others = [tier for tier in self._tiers.usable() if tier is not home]
         bringer = Bringer(
             self._url,
@@ -267,8 +306,15 @@ class _Fetch:
             return known
         if self._options.offline:
             raise self._not_cached()
+        self._asked = True
         try:
-            return bringer.from_source(source, known, refresh=renew or not pinned, check=self._check_target)
+            return bringer.from_source(
+                source,
+                known,
+                remembered=remembered,
+                refresh=self._options.refresh or renew or not pinned,
+                check=self._check_target,
+            )
         except SourceUnavailable as error:
             if known is None or not renew or not bringer.from_tiers(known):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from modelstore.config import TierConfig
 from modelstore.digest import Digest
 from modelstore.errors import BlobNotFound, ConfigError, LayoutError, StoreError, TierUnavailable
-from modelstore.manifest import MAX_MANIFEST_SIZE, Manifest
+from modelstore.manifest import MAX_MANIFEST_SIZE, Manifest, Ref
 from modelstore.model import Entry, Found
 from modelstore.plugins import make_tier
 from modelstore.source_url import CacheKey, SourceURL
@@ -53,37 +53,53 @@ class Tiers:
         if isinstance(home, SupportsLayouts):
             return home
         for tier in self.usable():
-            if isinstance(tier, SupportsLayouts) and found and not tier.missing(found.manifest.blobs):
+            if isinstance(tier, SupportsLayouts) and found and self._has_all(tier, found):
                 return tier
         return None
 
+    def _has_all(self, tier: Tier, found: Found) -> bool:
+        try:
+            return not tier.missing(found.manifest.blobs)
+        except StoreError as error:
+            self._warn(error)
+            return False
+
     def find(self, url: SourceURL) -> Found | None:
         """The ref and manifest of a source URL in the first tier that has them, or None."""
+        for ref in self.refs(url):
+            if manifest := self._manifest(ref.manifest):
+                return Found(ref, manifest)
+        return None
+
+    def refs(self, url: SourceURL) -> Iterator[Ref]:
+        """What the tiers remember of a source URL, fastest first."""
         for tier in self.usable():
             try:
                 ref = tier.read_ref(url.key)
             except StoreError as error:
                 self._warn(error)
                 continue
-            if ref and (manifest := self._manifest(ref.manifest)):
-                return Found(ref, manifest)
-        return None
+            if ref:
+                yield ref
 
     def entries(self) -> tuple[Entry, ...]:
         """Every model that some tier knows, by source URL."""
         entries: dict[CacheKey, Entry] = {}
         for tier in self.usable():
-            for key, ref in tier.refs():
-                if key not in entries:
-                    entries[key] = Entry(key, ref, self._manifest(ref.manifest), tier.name)
+            try:
+                for key, ref in tier.refs():
+                    if key not in entries:
+                        entries[key] = Entry(key, ref, self._manifest(ref.manifest), tier.name)
+            except StoreError as error:
+                self._warn(error)
         return tuple(sorted(entries.values(), key=lambda entry: entry.ref.source))
 
     def check_target(self, to: str | os.PathLike[str]) -> str:
         """The real path of a target, which must not be among a tier's own files."""
         text = os.fspath(to)
-        target = os.path.realpath(text)
-        if not text or not target.isprintable():
+        if not text or not text.isprintable():
             raise ConfigError(f"{text!r} cannot be a directory's name here", hint="write printable UTF-8")
+        target = os.path.realpath(text)
         for tier in self.all:
             if isinstance(tier, SupportsLayouts) and not tier.may_hold(target):
                 raise LayoutError(f"{target} is among the store's own files", hint="name a directory outside the store")
@@ -110,7 +126,10 @@ def read_manifest(tier: Tier, digest: Digest) -> Manifest | None:
     """A manifest by its digest; None if it is not there or not what its name says."""
     try:
         size = tier.stat(digest).size
-        raw = b"".join(tier.open_range(digest, 0, size)) if size <= MAX_MANIFEST_SIZE else b""
+        if size > MAX_MANIFEST_SIZE:
+            logger.warning("tier %s: blob %s is too large to be a manifest", tier.name, digest)
+            return None
+        raw = b"".join(tier.open_range(digest, 0, size))
     except BlobNotFound:
         return None
     if Digest.of(raw) == digest:

@@ -21,7 +21,7 @@ TREE: dict[str, tuple[str, type[Exception], int, bool]] = {
     "SourceChanged": ("SourceError", Exception, 6, False),
     "SourceCorrupt": ("SourceError", Exception, 7, False),
     "StoreError": ("ModelStoreError", Exception, 1, False),
-    "BlobNotFound": ("StoreError", FileNotFoundError, 1, False),
+    "BlobNotFound": ("StoreError", FileNotFoundError, 9, False),
     "BlobCorrupt": ("StoreError", Exception, 7, False),
     "BlobArchived": ("StoreError", Exception, 8, False),
     "TierUnavailable": ("StoreError", Exception, 9, True),

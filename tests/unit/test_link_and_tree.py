@@ -488,9 +488,15 @@ def test_damage_in_our_own_directory_is_healed(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "store", tmp_path / "store/models/0123456789abcdef")
     bench.publish(OLD)
     (bench.target / "gone").unlink()
-    (bench.target / "foreign").write_text("?")
+    changed = bench.target / min(OLD)
+    changed.unlink()
+    changed.write_text("?")
     bench.publish(OLD)
     assert bench.found() == OLD
+    (bench.target / "foreign").write_text("?")
+    with pytest.raises(LayoutError, match="foreign"):
+        bench.publish(NEW)
+    assert (bench.target / "foreign").read_text() == "?"
 
 
 @pytest.mark.usefixtures("swap")

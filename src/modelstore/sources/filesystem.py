@@ -34,7 +34,7 @@ class FileSource:
             if stat.S_ISREG(mode):
                 found = [(os.path.basename(path), root)]
             elif stat.S_ISDIR(mode):
-                found = sorted(_walk(root, "", selection))
+                found = sorted(_walk(root, selection))
             else:
                 raise ConfigError(f"{path} is neither a file nor a directory")
             if not found:
@@ -61,22 +61,27 @@ class FileSource:
         """Nothing is kept open."""
 
 
-def _walk(root: str, folder: str, selection: Selection) -> Iterator[tuple[str, str]]:
+def _walk(root: str, selection: Selection) -> Iterator[tuple[str, str]]:
     """(relative path, real path) of every wanted file below a directory."""
-    with os.scandir(f"{root}/{folder}") as entries:
-        for entry in entries:
-            name = folder + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, f"{name}/", selection)
-                continue
-            if not selection.picks(name):
-                continue
-            file = os.path.realpath(entry.path)
-            if entry.is_symlink() and not file.startswith(f"{root}/"):
-                raise ConfigError(f"{entry.path} is a link that leaves {root}", hint="copy the file into the directory")
-            if not stat.S_ISREG(os.stat(file).st_mode):
-                raise ConfigError(f"{entry.path} is not a plain file", hint="remove it, or leave it out with ?ignore=")
-            yield name, file
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(f"{root}/{folder}") as entries:
+            for entry in entries:
+                name = folder + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{name}/")
+                elif selection.picks(name):
+                    yield name, _real_file(root, entry)
+
+
+def _real_file(root: str, entry: "os.DirEntry[str]") -> str:
+    file = os.path.realpath(entry.path)
+    if entry.is_symlink() and not file.startswith(f"{root}/"):
+        raise ConfigError(f"{entry.path} is a link that leaves {root}", hint="copy the file into the directory")
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ConfigError(f"{entry.path} is not a plain file", hint="remove it, or leave it out with ?ignore=")
+    return file
 
 
 def _describe(name: str, file: str) -> SourceFile:

@@ -1,21 +1,17 @@
 """``https://`` and ``http://``: one file."""
 
-import time
 from base64 import b64encode
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from modelstore.config import Config
-from modelstore.errors import ConfigError, SourceUnavailable
+from modelstore.errors import ConfigError
 from modelstore.manifest import check_paths
 from modelstore.source_url import SourceURL
 from modelstore.sources.base import Resolved, SourceFile
 from modelstore.transfer.http import HttpClient, HttpFile
 
 __all__ = ["WebSource"]
-
-_TRIES = 4
-_FIRST_DELAY = 0.25
 
 
 class WebSource:
@@ -29,22 +25,11 @@ class WebSource:
         """Ask for size, validators and ranges. The file is named by the last part of the URL's path."""
         name = _file_name(url)
         file = HttpFile(*_without_userinfo(url))
-        self._probe(file)
+        self._client.probe(file)
         # Ranges that nothing ties together could be of two versions: then only one stream is safe.
         ranges = file.ranges and (file.pinned or url.pin is not None)
         validator = f"etag:{file.strong_etag}" if file.strong_etag else None
         return Resolved((SourceFile(name, file.size, None, validator, ranges, handle=file),))
-
-    def _probe(self, file: HttpFile) -> None:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                self._client.probe(file)
-            except SourceUnavailable as error:
-                if not error.retryable or attempt == _TRIES:
-                    raise
-                time.sleep(max(_FIRST_DELAY * attempt, error.retry_after or 0.0))
-            else:
-                return
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
         if file.ranges:

@@ -171,6 +171,10 @@ class SupportsFreeSpace(Protocol):
         """Bytes that can still be written."""
         ...
 
+    def reclaim(self) -> None:
+        """Give back what processes that were killed had taken, as far as they are surely dead."""
+        ...
+
 
 @runtime_checkable
 class SupportsVerify(Protocol):

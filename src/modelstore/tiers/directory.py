@@ -1,6 +1,5 @@
 """The directory tier: local NVMe, a hostPath directory, a PVC. The format is that of docs/format.md."""
 
-import errno
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from typing import Final
 
 from modelstore.config import TierConfig
 from modelstore.digest import ChunkSums, Digest
-from modelstore.errors import BlobCorrupt, BlobNotFound, ModelStoreError, NoSpace, TierUnavailable
+from modelstore.errors import BlobCorrupt, BlobNotFound, TierUnavailable
 from modelstore.manifest import Ref, SumsRecord, canonical_json
 from modelstore.source_url import CacheKey
 from modelstore.tiers.base import BlobInfo
@@ -20,11 +19,12 @@ from modelstore.transfer.files import (
     atomic_write,
     fsync_dir,
     hash_file,
-    is_no_space,
+    is_local,
     make_dirs,
     read_pieces,
 )
-from modelstore.transfer.staging import StagedFile, sweep_staged
+from modelstore.transfer.staging import DEAD_AFTER, StagedFile, sweep_staged
+from modelstore.transfer.tier_files import TierFiles
 
 __all__ = ["DirectoryTier"]
 
@@ -41,7 +41,7 @@ _CACHEDIR_TAG: Final = (
 logger = logging.getLogger(__name__)
 
 
-class DirectoryTier:
+class DirectoryTier(TierFiles):
     """A directory that holds blobs and refs. Several processes, machines and users may share it.
 
     Nothing is touched before the first use; the directory is made by the first write. Reading needs no write access.
@@ -55,14 +55,18 @@ class DirectoryTier:
         self._own = f"{self.root}/.modelstore"
         self._staging = f"{self._own}/ingest"
         self._opened = self._swept = False
+        self._condemned: dict[Digest, int] = {}  # the inode in which wrong bytes were found
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
     @property
     def writable(self) -> bool:
         self._open()
-        # The slash: only a directory can be reached by it.
-        return self._may_write and os.access(f"{self._existing()}/", os.W_OK | os.X_OK)
+        if not self._may_write:
+            return False
+        # A root that another user made may be writable while what is in it is not. The slash: only a directory has it.
+        inside = (f"{folder}/" for folder in (self._blobs, self._staging) if os.path.exists(folder))
+        return all(os.access(folder, os.W_OK | os.X_OK) for folder in (f"{self._existing()}/", *inside))
 
     def _existing(self) -> str:
         """The root, or the nearest directory above it that is there already."""
@@ -75,7 +79,7 @@ class DirectoryTier:
         """Refuse a root that is not a directory, or whose format is newer than this code."""
         if self._opened:
             return
-        raw = self._read(f"{self._own}/format.json", "open")
+        raw = self.read(f"{self._own}/format.json", "open")
         if raw is not None:
             try:
                 version = json.loads(raw)["version"]
@@ -159,7 +163,8 @@ class DirectoryTier:
         except BlobCorrupt as error:
             logger.warning("%s", error)
             if self.writable:
-                self.quarantine(digest)
+                with suppress(BlobNotFound):  # another process may have done so already
+                    self.quarantine(digest)
             return False
         return True
 
@@ -172,8 +177,12 @@ class DirectoryTier:
             before = os.lstat(self._blob_path(digest))
             actual, actual_sums = hash_file(self._blob_path(digest)) if sums is None else self._rehash(digest, sums)
         if actual != digest:
+            self._condemned[digest] = before.st_ino
             raise BlobCorrupt(f"blob {digest} holds bytes with another digest", tier=self.name, op="verify")
         if self.writable:
+            if sums is None:  # perhaps another program put it here, and did not see to this
+                self.sync(self._blob_path(digest))
+                fsync_dir(self._blobs)
             self._write_record(digest, actual_sums, before)
 
     def _rehash(self, digest: Digest, sums: ChunkSums) -> tuple[Digest | None, ChunkSums]:
@@ -194,7 +203,7 @@ class DirectoryTier:
 
     def walk(self) -> Iterator[BlobInfo]:
         self._open()
-        for name in self._names(self._blobs):
+        for name in self.names(self._blobs):
             digest = Digest.from_filename(name)
             found = self._lstat(digest) if digest else None
             if digest and found:
@@ -223,8 +232,15 @@ class DirectoryTier:
 
     def quarantine(self, digest: Digest) -> None:
         self._prepare()
+        aside = f"{self._own}/quarantine/{digest.filename}.{os.urandom(4).hex()}"
         with self.errors("quarantine", missing=digest):
-            os.rename(self._blob_path(digest), f"{self._own}/quarantine/{digest.filename}.{os.urandom(4).hex()}")
+            os.rename(self._blob_path(digest), aside)
+            if self._condemned.get(digest, os.lstat(aside).st_ino) != os.lstat(aside).st_ino:
+                # Not the file that was found to be wrong: another process has put a good one in its place meanwhile.
+                with suppress(FileExistsError):
+                    os.link(aside, self._blob_path(digest), follow_symlinks=False)
+                os.unlink(aside)
+                return
             with suppress(FileNotFoundError):
                 os.unlink(self._sums_path(digest))
 
@@ -243,7 +259,7 @@ class DirectoryTier:
 
     def _read_record(self, digest: Digest) -> SumsRecord | None:
         """What was recorded about a blob. A damaged record is no record."""
-        raw = self._read(self._sums_path(digest), "read sums")
+        raw = self.read(self._sums_path(digest), "read sums")
         try:
             return SumsRecord.from_json(raw) if raw else None
         except ValueError:
@@ -262,7 +278,7 @@ class DirectoryTier:
 
     def read_ref(self, key: CacheKey) -> Ref | None:
         self._open()
-        raw = self._read(self._ref_path(key), "read ref")
+        raw = self.read(self._ref_path(key), "read ref")
         if raw is None:
             return None
         try:
@@ -281,7 +297,7 @@ class DirectoryTier:
 
     def refs(self) -> Iterator[tuple[CacheKey, Ref]]:
         self._open()
-        for name in self._names(f"{self._own}/refs"):
+        for name in self.names(f"{self._own}/refs"):
             try:
                 key = CacheKey(name.removesuffix(".json"))
             except ValueError:
@@ -296,10 +312,14 @@ class DirectoryTier:
             fsync_dir(f"{self._own}/refs")
 
     def named_manifests(self) -> Iterator[bytes]:
-        for folder, _, names in os.walk(f"{self.root}/manifests"):
-            for name in names:
-                raw = self._read(os.path.join(folder, name), "read manifest")
-                if raw is not None:
+        pending = [f"{self.root}/manifests"]
+        while pending:
+            folder = pending.pop()
+            for name in self.names(folder):
+                path = f"{folder}/{name}"
+                if os.path.isdir(path) and not os.path.islink(path):
+                    pending.append(path)
+                elif (raw := self.read(path, "read manifest")) is not None:
                     yield raw
 
     # -- layouts ---------------------------------------------------------------------------------------------------
@@ -326,7 +346,7 @@ class DirectoryTier:
         return f"{self._own}/layouts/{Digest.of(os.fsencode(target)).hex}.json"
 
     def read_layout(self, target: str) -> bytes | None:
-        return self._read(self._layout_path(target), "read layout")
+        return self.read(self._layout_path(target), "read layout")
 
     def write_layout(self, target: str, record: bytes | None) -> None:
         if not self.writable:
@@ -338,28 +358,12 @@ class DirectoryTier:
                 os.unlink(self._layout_path(target))
 
     def layouts(self) -> Iterator[bytes]:
-        for name in self._names(f"{self._own}/layouts"):
-            raw = self._read(f"{self._own}/layouts/{name}", "read layout")
+        for name in self.names(f"{self._own}/layouts"):
+            raw = self.read(f"{self._own}/layouts/{name}", "read layout")
             if raw is not None:
                 yield raw
 
     # -- help ------------------------------------------------------------------------------------------------------
-
-    def _read(self, path: str, op: str) -> bytes | None:
-        """A small file, or None if there is none."""
-        with self.errors(op):
-            try:
-                with open(path, "rb") as file:
-                    return file.read()
-            except FileNotFoundError:
-                return None
-
-    def _names(self, path: str) -> list[str]:
-        with self.errors("list"):
-            try:
-                return os.listdir(path)
-            except FileNotFoundError:
-                return []
 
     def _write_quietly(self, path: str, data: bytes) -> None:
         try:
@@ -368,28 +372,9 @@ class DirectoryTier:
         except (OSError, TierUnavailable) as error:
             logger.debug("tier %s: %s was not written: %s", self.name, path, error)
 
-    @contextmanager
-    def errors(self, op: str, missing: Digest | None = None) -> Iterator[None]:
-        """Translate what the file system says, once."""
-        try:
-            yield
-        except ModelStoreError:
-            raise  # some are OSErrors too
-        except OSError as error:
-            if missing is not None and isinstance(error, FileNotFoundError):
-                raise BlobNotFound(f"blob {missing} is not there", tier=self.name, op=op) from error
-            raise self._unavailable(op, error) from error
-
-    def _unavailable(self, op: str, error: OSError) -> NoSpace | TierUnavailable:
-        if is_no_space(error):
-            return NoSpace(f"{op}: no space left", tier=self.name, op=op, hint="free some space, or use another tier")
-        hint = None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            hint = "make the directory writable for this user, or use another tier"
-        elif error.errno == errno.ENOTDIR:
-            hint = "name a directory"
-        reason = (error.strerror or str(error)).lower()
-        return TierUnavailable(f"{op}: {reason} ({error.filename or self.root})", tier=self.name, op=op, hint=hint)
+    def reclaim(self) -> None:
+        # On a local file system a lock that can be had proves its owner dead, however short ago it wrote.
+        sweep_staged(self._staging, idle=0.0 if is_local(self._existing()) else DEAD_AFTER)
 
     def free_bytes(self) -> int:
         """Bytes that may be written before the file system is full."""

@@ -78,13 +78,15 @@ def download(
     that were complete by then stay.
     """
     needed = sum(job.file.size for job in jobs)
-    if isinstance(tier, SupportsFreeSpace) and (free := tier.free_bytes()) < needed:
-        raise NoSpace(
-            f"{human_size(needed)} are needed and {human_size(free)} are free",
-            tier=tier.name,
-            op="fetch",
-            hint="free some space, or use another tier",
-        )
+    if isinstance(tier, SupportsFreeSpace) and tier.free_bytes() < needed:
+        tier.reclaim()
+        if (free := tier.free_bytes()) < needed:
+            raise NoSpace(
+                f"{human_size(needed)} are needed and {human_size(free)} are free",
+                tier=tier.name,
+                op="fetch",
+                hint="free some space, or use another tier",
+            )
     return _Engine(jobs, tier, connections, cancel, progress).run()
 
 

@@ -9,12 +9,29 @@ from typing import Final
 
 from modelstore.digest import ChunkSums, Digest
 
-__all__ = ["atomic_write", "fsync_dir", "hash_file", "is_no_space", "make_dirs", "read_pieces", "write_all"]
+__all__ = ["atomic_write", "fsync_dir", "hash_file", "is_local", "is_no_space", "make_dirs", "read_pieces", "write_all"]
 
 #: Bytes per read and per write. 1 MiB keeps a core busy without showing in the resident size.
 PIECE: Final = 1024 * 1024
 DIR_MODE: Final = 0o755
+_LOCAL: Final = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "overlay"))
 FILE_MODE: Final = 0o644
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on a file system of this machine, where ``flock`` excludes and is freed by a kill.
+
+    From ``/proc/self/mountinfo`` (proc(5)); False if it cannot be told.
+    """
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            lines = [line.partition(" - ") for line in mounts]
+    except OSError:
+        return False
+    kinds = {kind.split(" ")[0] for mount, _, kind in lines if mount.split(" ")[2] == number}
+    return bool(kinds) and kinds <= _LOCAL
 
 
 def is_no_space(error: OSError) -> bool:

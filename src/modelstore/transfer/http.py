@@ -17,7 +17,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.exceptions import HTTPError, ProxyError, ReadTimeoutError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError, ProxyError, ReadTimeoutError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from modelstore.errors import (
@@ -53,7 +53,7 @@ class HttpFile:
     ``settled``: long enough ago that another change would have moved it.
     """
 
-    url: str
+    url: str = field(repr=False)
     shown: str
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     size: int = -1
@@ -163,7 +163,7 @@ class HttpClient:
     def _check_same(self, file: HttpFile, response: urllib3.BaseHTTPResponse) -> None:
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         # Not every server keeps If-Match; the answer must carry the validator that was seen first.
-        same = etag == file.etag if file.strong_etag or etag else modified in (None, file.last_modified)
+        same = etag == file.etag if file.strong_etag or etag else modified == file.last_modified
         if not same:
             raise SourceChanged(f"{file.shown} changed while it was being read", hint="run it again")
 
@@ -306,6 +306,10 @@ def _translated(file: HttpFile) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except LocationParseError:  # not chained: its text quotes what may be a password
+        raise SourceUnavailable(
+            f"{file.shown} could not be read: an address is malformed", hint="check HTTPS_PROXY and its like"
+        ) from None
     except SSLError as error:
         raise SourceUnavailable(
             f"no trusted connection to {file.shown}: {_reason(error)}",

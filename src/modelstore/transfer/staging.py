@@ -11,7 +11,7 @@ from modelstore.digest import ChunkSums, Digest
 from modelstore.errors import BlobCorrupt
 from modelstore.transfer.files import read_pieces, write_all
 
-__all__ = ["StagedFile", "sweep_staged"]
+__all__ = ["DEAD_AFTER", "StagedFile", "sweep_staged"]
 
 BLOB_MODE: Final = 0o444
 #: Seconds. A live writer writes more often: a stall of the network ends after 20, a wait it asks for after 120.
@@ -20,15 +20,15 @@ DEAD_AFTER: Final = 15 * 60.0
 STALE_AFTER: Final = 24 * 3600.0
 
 
-def sweep_staged(folder: str) -> None:
-    """Drop staged files whose writers were killed: nobody holds their lock, and they have not been written for long.
+def sweep_staged(folder: str, idle: float = DEAD_AFTER) -> None:
+    """Drop staged files whose writers were killed: nobody holds their lock, and they were not written for ``idle`` s.
 
     Where locks lie, a writer that paused for as long loses its file; its commit then fails and nothing is published.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            idle = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if idle > DEAD_AFTER and (idle > STALE_AFTER or _is_unlocked(entry.path)):
+            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if age >= idle and (age > STALE_AFTER or _is_unlocked(entry.path)):
                 os.unlink(entry.path)
 
 

@@ -18,7 +18,7 @@ from modelstore.tiers.base import SupportsLayouts
 from modelstore.transfer.files import DIR_MODE, fsync_dir, hash_file, is_no_space, make_dirs
 from modelstore.transfer.link import Linker, exchange
 
-__all__ = ["LayoutRecord", "Tree", "check_target", "find_damage"]
+__all__ = ["LayoutRecord", "Tree", "check_target", "find_damage", "is_untouched", "sweep_siblings", "withdraw"]
 
 #: A sibling older than this was left by a process that was killed.
 STALE_AFTER: Final = 24 * 3600.0
@@ -96,18 +96,32 @@ class Tree:
     def publish(self) -> None:
         """Make the target hold exactly these files, durably, or raise and leave it as it was."""
         with _errors(self.target):
+            sweep_siblings(self.target)
             for _ in range(_ROUNDS):
                 if self.is_recorded() and self.record and self.record.layout == self._layout:
                     return
-                found = _list(self.target)
-                if self._is_complete(found):
-                    self._remember()
-                    return
-                self._refuse_foreign(found)
-                if self._replace():
-                    self._remember()
-                    return
+                try:
+                    if self._publish_once():
+                        return
+                except ModelStoreError:
+                    raise
+                except FileNotFoundError:
+                    logger.debug("%s went away while it was looked at", self.target)
+                self.record = LayoutRecord.from_json(self._blobs.read_layout(self.target))
         raise LayoutError(f"{self.target} is being changed by somebody else", op="layout", retryable=True)
+
+    def _publish_once(self) -> bool:
+        """False if another process was faster: look again."""
+        found = _list(self.target)
+        if self._is_complete(found):
+            self._remember({path: _identity(found[path]) for path in self._files})
+            return True
+        self._refuse_foreign(found)
+        identities = self._replace()
+        if identities is None:
+            return False
+        self._remember(identities)
+        return True
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -128,26 +142,22 @@ class Tree:
         return hash_file(f"{self.target}/{entry.path}")[0] == entry.digest
 
     def _refuse_foreign(self, found: Mapping[str, os.stat_result]) -> None:
-        """Only what modelstore put there, or what is the same as what it would put there, may be replaced."""
-        if self.record and self._blobs.owns(self.target):
-            return
         for path, state in found.items():
-            if self.record and self.record.matches(path, state):
-                continue
-            if path not in self._files or not self._holds(self._files[path], state):
+            if not _is_ours(self._blobs, self.target, self.record, path, state):
                 raise _foreign(self.target, path)
 
     # -- making it --------------------------------------------------------------------------------------------------
 
-    def _replace(self) -> bool:
-        """Build the tree beside the target and put it there; False if another process was faster."""
+    def _replace(self) -> dict[str, tuple[int, int, int]] | None:
+        """Build the tree beside the target and put it there; the files' identities, or None if another was faster."""
         parent, name = os.path.split(self.target)
         make_dirs(parent)
-        _sweep(parent, name)
         staged = f"{parent}/.{name}.{os.urandom(8).hex()}{_SUFFIX}"
         try:
             self._build(staged)
-            return self._swap(staged)
+            # Of what was built, not of what is at the target by then: that may be another process's.
+            identities = {path: _identity(os.lstat(f"{staged}/{path}")) for path in self._files}
+            return identities if self._swap(staged) else None
         finally:
             _remove(staged)
 
@@ -183,10 +193,43 @@ class Tree:
         fsync_dir(parent)
         return True
 
-    def _remember(self) -> None:
-        files = {path: _identity(os.lstat(f"{self.target}/{path}")) for path in self._files}
-        self.record = LayoutRecord(self.target, self._layout, self._manifest, files)
+    def _remember(self, identities: Mapping[str, tuple[int, int, int]]) -> None:
+        self.record = LayoutRecord(self.target, self._layout, self._manifest, identities)
         self._blobs.write_layout(self.target, self.record.to_json())
+
+
+def _is_ours(
+    blobs: SupportsLayouts, target: str, record: LayoutRecord | None, path: str, found: os.stat_result
+) -> bool:
+    """Whether a file at a target may be replaced: modelstore put it there, or the store holds the same bytes."""
+    if record and (record.matches(path, found) or (blobs.owns(target) and path in record.files)):
+        return True
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    try:
+        blobs.local_path(hash_file(f"{target}/{path}")[0])
+    except BlobNotFound:
+        return False
+    return True
+
+
+def is_untouched(record: LayoutRecord) -> bool:
+    """Whether a target holds what was published there and nothing else."""
+    try:
+        found = _list(record.target)
+    except (OSError, LayoutError):
+        return False
+    return found.keys() == record.files.keys() and all(record.matches(path, state) for path, state in found.items())
+
+
+def withdraw(target: str) -> None:
+    """Remove a published directory: first its name, then its files, so that no half of it is ever seen."""
+    parent, name = os.path.split(target)
+    hidden = f"{parent}/.{name}.{os.urandom(8).hex()}{_SUFFIX}"
+    with suppress(FileNotFoundError):
+        os.rename(target, hidden)
+        fsync_dir(parent)
+        _remove(hidden)
 
 
 def check_target(blobs: SupportsLayouts, target: str, sizes: Mapping[str, int]) -> None:
@@ -197,11 +240,10 @@ def check_target(blobs: SupportsLayouts, target: str, sizes: Mapping[str, int]) 
     with _errors(target):
         found = _list(target)
         record = LayoutRecord.from_json(blobs.read_layout(target))
-        if not (record and blobs.owns(target)):
-            for path, state in found.items():
-                could_be_ours = stat.S_ISREG(state.st_mode) and sizes.get(path) == state.st_size
-                if not could_be_ours and not (record and record.matches(path, state)):
-                    raise _foreign(target, path)
+        for path, state in found.items():
+            could_be_it = stat.S_ISREG(state.st_mode) and sizes.get(path) == state.st_size
+            if not could_be_it and not _is_ours(blobs, target, record, path, state):
+                raise _foreign(target, path)
         if not found and os.path.ismount(target):
             raise LayoutError(f"{target} is a mount point", op="layout", hint="name a directory below it")
         place = os.path.dirname(target)
@@ -308,8 +350,9 @@ def _remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep(parent: str, name: str) -> None:
-    """Drop what killed processes left of this target."""
+def sweep_siblings(target: str) -> None:
+    """Drop what killed processes left beside a target."""
+    parent, name = os.path.split(target)
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             ours = entry.name.startswith(f".{name}.") and entry.name.endswith(_SUFFIX)
