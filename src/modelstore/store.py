@@ -120,16 +120,17 @@ class Store:
     ) -> VerifyReport:
         """Hash everything again: the models named, or all of them and all other blobs.
 
-        A blob that is wrong is moved to quarantine. ``repair`` fetches it again from its source and lays the model out
-        again. Raises ``NotCached`` for a name that is not known.
+        In every tier, by that tier's own idea of the model. A blob that is wrong is moved to quarantine. ``repair``
+        fetches it again from its source and lays the model out again. Raises ``NotCached`` for a name that is not known.
         """
         return self._maintenance().verify(names, repair=repair, progress=progress)
 
     def remove(self, *names: str | os.PathLike[str]) -> tuple[Entry, ...]:
-        """Remove models: the ref, the default directory, and the blobs that nothing else needs.
+        """Remove models from every tier that can be written: the ref, the default directory, the blobs nobody needs.
 
-        Directories laid out elsewhere stay. Raises ``NotCached`` for a name that is not known, ``LockTimeout`` if the
-        model is being fetched.
+        Blobs that another ref or a manifest under ``manifests/`` names stay, and so do directories laid out elsewhere
+        or with files of others in them. Raises ``NotCached`` for a name that is not known, ``LockTimeout`` if the model
+        is being fetched, ``TierUnavailable`` if nothing that holds it can be written.
         """
         return self._maintenance().remove(names)
 

@@ -1,5 +1,6 @@
 """The store: which place a model comes from, what is remembered, what happens when a place fails."""
 
+import fcntl
 import os
 import threading
 import time
@@ -9,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from modelstore import Cancelled, NotCached, SourceChanged, SourceCorrupt, SourceUnavailable, Store, TierUnavailable
+from modelstore import (
+    Cancelled,
+    ConfigError,
+    LayoutError,
+    NotCached,
+    SourceChanged,
+    SourceCorrupt,
+    SourceUnavailable,
+    Store,
+    TierUnavailable,
+    manifest,
+)
 from modelstore.config import Config, TierConfig
 from modelstore.digest import Digest
 from modelstore.progress import ProgressUpdate
@@ -17,6 +29,8 @@ from modelstore.source_url import SourceURL
 from modelstore.tiers.base import Ingest
 from modelstore.tiers.directory import DirectoryTier
 from modelstore.tiers.memory import MemoryTier
+from modelstore.transfer.http import HttpClient, HttpFile
+from modelstore.transfer.tree import Tree
 from tests.support.httpserver import BytesBody, HttpServer
 
 BODY = b"weights" * 1000
@@ -306,3 +320,158 @@ def test_the_ref_is_written_last(fast: DirectoryTier, http_server: HttpServer, m
     assert not Path(fast.root, "models").exists()
     monkeypatch.undo()
     assert Store([fast]).fetch(origin.url).files["m.gguf"].path.read_bytes() == BODY
+
+
+# -- a root that cannot be written ----------------------------------------------------------------------------------
+
+
+def test_a_read_only_copy_stands_when_it_is_old(
+    fast: DirectoryTier, http_server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    Store([fast]).fetch(url)
+    fixed = Store([DirectoryTier(TierConfig(fast.root, "fixed", "ro"))], Config((), max_age=0.0))
+    assert fixed.fetch(url).files["m.gguf"].path.read_bytes() == BODY
+    assert "stands" in caplog.text
+    assert fixed.fetch(url, refresh=True).bytes["origin"] == 0
+    assert fixed.fetch(url, refresh=True, offline=True).bytes["origin"] == 0
+
+
+def test_a_root_whose_inside_belongs_to_somebody_else_is_not_writable(
+    fast: DirectoryTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fast.writable
+    Store([fast]).list()
+    fast.lock_path(SourceURL.parse("https://h/m").key)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "/blobs" not in str(path) and real(path, mode))
+    assert not DirectoryTier(TierConfig(fast.root, "again")).writable
+
+
+@pytest.mark.parametrize("location", ["file://relative", "/a\0b", "/a\nb"])
+def test_a_location_that_is_none_is_refused(location: str) -> None:
+    with pytest.raises(ConfigError):
+        TierConfig.parse(location)
+
+
+@pytest.mark.parametrize("target", ["", "a\0b", "a\udcff"])
+def test_a_target_that_cannot_be_named_is_refused(fast: DirectoryTier, tmp_path: Path, target: str) -> None:
+    with pytest.raises(ConfigError):
+        Store([fast]).fetch(tmp_path, to=target)
+
+
+@pytest.mark.parametrize("target", ["blobs/x", ".modelstore/x", "", "models/a/b"])
+def test_a_target_among_the_stores_own_files_is_refused(fast: DirectoryTier, tmp_path: Path, target: str) -> None:
+    with pytest.raises(LayoutError, match="own files"):
+        Store([fast]).fetch(tmp_path, to=os.path.join(fast.root, target))
+
+
+# -- path -----------------------------------------------------------------------------------------------------------
+
+
+def test_path_copies_nothing_and_waits_for_nobody(
+    fast: DirectoryTier, slow: DirectoryTier, http_server: HttpServer
+) -> None:
+    filelock = pytest.importorskip("filelock")
+    url = http_server.add("/m.gguf", BODY).url
+    Store([slow]).fetch(url)
+    with filelock.UnixFileLock(fast.lock_path(SourceURL.parse(url).key)):
+        assert str(Store([fast, slow]).path(url)).startswith(slow.root)
+    assert list(fast.walk()) == []
+
+
+# -- what could not be noticed by looking at the happy path -----------------------------------------------------------
+
+
+def test_cancel_is_heard_while_the_source_asks_for_patience(fast: DirectoryTier, http_server: HttpServer) -> None:
+    origin = http_server.add("/m.gguf", BODY, status=503, headers={"Retry-After": "100"})
+    cancel = threading.Event()
+    threading.Timer(0.2, cancel.set).start()
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        Store([fast]).fetch(origin.url, cancel=cancel)
+    assert time.monotonic() - begun < 50
+
+
+def test_an_answer_that_drops_its_only_validator_is_not_believed(fast: DirectoryTier, http_server: HttpServer) -> None:
+    origin = http_server.add("/m.gguf", BytesBody(bytes(40_000_000)), etag=None)
+    file = HttpFile(origin.url, origin.url)
+    client = HttpClient("test")
+    client.probe(file)
+    assert file.pinned
+    http_server.add("/m.gguf", BytesBody(b"x" * 40_000_000), etag=None, last_modified=None)
+    with pytest.raises(SourceChanged):
+        list(client.read_range(file, 0, 10))
+    client.close()
+
+
+def test_too_many_files_for_a_manifest_are_refused_before_any_is_fetched(fast: DirectoryTier, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(40):
+        (source / f"{number}").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "MAX_MANIFEST_SIZE", 5000)
+        with pytest.raises(SourceCorrupt, match="40 files"):
+            Store([fast]).fetch(source)
+    assert list(fast.walk()) == []
+
+
+def test_what_a_killed_process_took_is_given_back_when_it_is_needed(
+    fast: DirectoryTier, http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    fast.lock_path(SourceURL.parse(url).key)
+    left = Path(fast.root, ".modelstore/ingest/dead.staged")
+    left.write_bytes(bytes(1000))
+    alive = Path(fast.root, ".modelstore/ingest/alive.staged")
+    with alive.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(fast, "free_bytes", lambda: 0 if left.exists() else 10**12)
+        assert Store([fast]).fetch(url).files["m.gguf"].path.read_bytes() == BODY
+        assert (left.exists(), alive.exists()) == (False, True)
+
+
+def test_a_record_is_of_what_was_built_and_not_of_what_is_there_by_then(
+    fast: DirectoryTier, http_server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models for one target: the one that is replaced must not remember the other's files as its own."""
+    one, two = (http_server.add(f"/{name}/m.gguf", body).url for name, body in (("a", BODY), ("b", NEWER)))
+    target = tmp_path / "target"
+    real = Tree._remember
+
+    def remember(self: Tree, identities: dict[str, tuple[int, int, int]]) -> None:
+        monkeypatch.setattr(Tree, "_remember", real)
+        Store([fast]).fetch(two, to=target)
+        real(self, identities)
+
+    monkeypatch.setattr(Tree, "_remember", remember)
+    Store([fast]).fetch(one, to=target)
+    assert (target / "m.gguf").read_bytes() == NEWER
+    Store([fast]).fetch(one, to=target)
+    assert (target / "m.gguf").read_bytes() == BODY
+
+
+def test_lost_records_do_not_stop_an_update(fast: DirectoryTier, http_server: HttpServer) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url)
+    for record in Path(fast.root, ".modelstore/layouts").iterdir():
+        record.unlink()
+    http_server.add("/m.gguf", NEWER)
+    assert store.fetch(url, refresh=True).files["m.gguf"].path.read_bytes() == NEWER
+
+
+def test_what_killed_processes_left_beside_a_target_goes(
+    fast: DirectoryTier, http_server: HttpServer, tmp_path: Path
+) -> None:
+    url = http_server.add("/m.gguf", BODY).url
+    store = Store([fast])
+    store.fetch(url, to=tmp_path / "out" / "model")
+    left = tmp_path / "out" / ".model.0123456789abcdef.modelstore"
+    left.mkdir()
+    store.verify()
+    assert left.exists(), "it may be in use"
+    os.utime(left, (0, 0))
+    store.verify()
+    assert not left.exists()
