@@ -121,7 +121,7 @@ class Store:
         """Hash everything again: the models named, or all of them and all other blobs.
 
         In every tier, by that tier's own idea of the model. A blob that is wrong is moved to quarantine. ``repair``
-        fetches it again from its source and lays the model out again. Raises ``NotCached`` for a name that nobody knows.
+        fetches it again from its source and lays the model out again. Raises ``NotCached`` for an unknown name.
         """
         return self._maintenance().verify(names, repair=repair, progress=progress)
 
