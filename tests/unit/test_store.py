@@ -37,16 +37,6 @@ BODY = b"weights" * 1000
 NEWER = b"newer!!" * 1000
 
 
-@pytest.fixture
-def fast(tmp_path: Path) -> DirectoryTier:
-    return DirectoryTier(TierConfig(str(tmp_path / "fast"), "fast"))
-
-
-@pytest.fixture
-def slow(tmp_path: Path) -> DirectoryTier:
-    return DirectoryTier(TierConfig(str(tmp_path / "slow"), "slow"))
-
-
 def blob_of(tier: DirectoryTier, body: bytes) -> Path:
     return Path(tier.local_path(Digest.of(body)))
 
