@@ -100,8 +100,8 @@ class Bringer:
         """Ask the source, fetch what no tier has, publish blobs → manifest → ref.
 
         What ``known`` remembers, and the manifest digest ``remembered`` of a ref whose manifest may be gone, must still
-        be so, unless ``refresh``. ``check`` is given the sizes of the files by
-        path before a byte is fetched, and may raise. Raises ``SourceChanged``, ``SourceCorrupt``.
+        be so, unless ``refresh``. ``check`` is given the sizes of the files by path before a byte is fetched, and may
+        raise. Raises ``SourceChanged``, ``SourceCorrupt``.
         """
         resolved = self._resolve(source)
         self._check_listing(resolved)

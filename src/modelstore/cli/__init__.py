@@ -97,16 +97,18 @@ def main() -> NoReturn:
         _leave(output, 130, "interrupted")
     except _Terminated:
         _leave(output, 143, "terminated")
-    except OSError as error:
-        code = 1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
-        output.error(f"the result could not be written: {error.strerror}", code, error)
     except Exception as error:  # noqa: BLE001  the boundary: everything unforeseen ends in one sentence
         code = 1
-        output.error(
-            f"unforeseen {type(error).__name__}: {error}; please report it, with the output of -v", code, error
-        )
+        output.error(_unforeseen(error), code, error)
     sys.exit(code)
+
+
+def _unforeseen(error: Exception) -> str:
+    # Only stdout has no name: what is read and written by name fails with it, or with an error of ours.
+    if isinstance(error, OSError) and error.filename is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
+        return f"the result could not be written: {error.strerror}"
+    return f"unforeseen {type(error).__name__}: {error}; please report it, with the output of -v"
 
 
 def _leave(output: Output, code: int, why: str) -> NoReturn:
