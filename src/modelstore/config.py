@@ -9,27 +9,57 @@ from typing import Any, Final, Literal
 
 from modelstore.errors import ConfigError
 
-__all__ = ["Config", "TierConfig", "load_config", "parse_duration"]
+__all__ = ["Config", "Reserve", "TierConfig", "load_config", "parse_duration"]
 
 #: Kubernetes puts these into every pod beside a Service called "modelstore"; they are not settings of ours.
 _SERVICE_VARIABLES: Final = re.compile(r"MODELSTORE_(SERVICE_|PORT(_|\Z))")
 _VARIABLES: Final = ("MODELSTORE_CONFIG", "MODELSTORE_OFFLINE", "MODELSTORE_TIERS")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|%|[KMGT]i?B?)?")
+_UNITS: Final = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY: Final = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 _LONGEST: Final = 100 * 365 * 86400.0
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """Space to leave free: ``share`` of the file system, but at most ``most`` bytes."""
+
+    share: float = 0.05
+    most: float = 1024.0**3
+
+    @classmethod
+    def parse(cls, value: Any) -> "Reserve":
+        """Read bytes (``0``, ``"10GiB"``, ``"500MB"``, Kubernetes' ``"10Gi"``) or a share (``"15%"``)."""
+        match = _SIZE.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        if match is None or (match[2] == "%" and float(match[1]) > 100):
+            raise ConfigError(f"reserve is {value!r:.40}", hint='write "15%", "10GiB" or a number of bytes')
+        number, unit = float(match[1]), (match[2] or "B").removesuffix("B")
+        if unit == "%":
+            return cls(number / 100, float("inf"))
+        return cls(1.0, number * {**_UNITS, **_BINARY, "": 1}[unit])
+
+    def of(self, size: int) -> int:
+        """Bytes to leave free on a file system of ``size`` bytes."""
+        return int(min(size * self.share, self.most))
+
+
+@dataclass(frozen=True, slots=True)
 class TierConfig:
-    """One tier: where it is, what to call it in messages, and whether it may be written (``rw``) or not (``ro``)."""
+    """One tier: where it is, what to call it in messages, and whether it may be written (``rw``) or not (``ro``).
+
+    ``reserve`` is the space to leave free, by default 5 % of the file system and at most 1 GiB.
+    """
 
     location: str
     name: str
     mode: Literal["rw", "ro"] = "rw"
+    reserve: Reserve = Reserve()
 
     @classmethod
     def parse(cls, value: Any) -> "TierConfig":
-        """Read a location, or a TOML table with ``location`` and any of ``name`` and ``mode``."""
+        """Read a location, or a TOML table with ``location`` and any of ``name``, ``mode`` and ``reserve``."""
         table = {"location": value} if isinstance(value, (str, os.PathLike)) else value
         if not isinstance(table, Mapping):
             raise ConfigError(f"a tier is a location or a table, not {value!r}")
@@ -48,21 +78,23 @@ class TierConfig:
         name = table.get("name", location)
         if not isinstance(name, str) or not name or name in ("origin", "reused"):
             raise ConfigError(f"{name!r} cannot be the name of the tier {location}")
-        return cls(location, name, "ro" if mode == "ro" else "rw")
+        reserve = Reserve.parse(table["reserve"]) if "reserve" in table else Reserve()
+        return cls(location, name, "ro" if mode == "ro" else "rw", reserve)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """All settings.
 
-    ``tiers`` fastest first. ``offline``: never ask a source. ``connections``: ranges fetched at once.
+    ``tiers`` fastest first. ``offline``: never ask a source. ``connections``: ranges read at once;
+    None for as many as help.
     ``max_age``: seconds after which a cached ref is checked with its source again; None for never.
     ``lock_timeout``: seconds to wait for another process that fetches the same model.
     """
 
     tiers: tuple[TierConfig, ...]
     offline: bool = False
-    connections: int = 8
+    connections: int | None = None
     max_age: float | None = None
     lock_timeout: float = 1800.0
 
@@ -99,10 +131,10 @@ def _build(settings: dict[str, Any], environ: Mapping[str, str]) -> Config:
     tiers = tuple(tier if isinstance(tier, TierConfig) else TierConfig.parse(tier) for tier in listed)
     if len({tier.name for tier in tiers}) < len(tiers):
         raise ConfigError("two tiers have the same name")
-    offline, connections = settings.get("offline", False), settings.get("connections", 8)
+    offline, connections = settings.get("offline", False), settings.get("connections")
     if not isinstance(offline, bool):
         raise ConfigError(f"offline is {offline!r}", hint="write true or false")
-    if type(connections) is not int or not 1 <= connections <= 256:
+    if connections is not None and (type(connections) is not int or not 1 <= connections <= 256):
         raise ConfigError(f"connections is {connections!r}", hint="write a number from 1 to 256")
     max_age = settings.get("max_age")
     return Config(

@@ -115,12 +115,14 @@ class SourceUnauthorized(SourceError, PermissionError):
 class SourceUnavailable(SourceError):
     """The source could not be reached, or did not answer as its protocol says.
 
-    ``retry_after`` is how many seconds it asked to be left alone, if it did.
+    ``retry_after`` is how many seconds it asked to be left alone, if it did; ``overloaded`` is whether fewer requests
+    at once may help (429, 503, a stall).
     """
 
     exit_code = 5
     default_retryable = True
     retry_after: float | None = None
+    overloaded: bool = False
 
 
 class SourceChanged(SourceError):

@@ -63,7 +63,8 @@ class Bringer:
         home: Tier,
         others: Sequence[Tier],
         *,
-        connections: int,
+        connections: int | None,
+        full: bool,
         progress: Progress | None,
         cancel: Event | None,
     ) -> None:
@@ -71,6 +72,7 @@ class Bringer:
         self._home = home
         self._others = list(others)
         self._connections = connections
+        self._full = full
         self._progress = progress
         self._cancel = cancel
         self.bytes: dict[str, int] = {"origin": 0, "reused": 0, **{tier.name: 0 for tier in (home, *others)}}
@@ -80,9 +82,9 @@ class Bringer:
         blobs = {found.manifest.digest: len(found.manifest.raw), **found.manifest.blobs}
         files = {digest: SourceFile(str(digest), size, digest) for digest, size in blobs.items()}
         while (places := self._locate(self._home.missing(files))) is not None:
-            jobs = [Job(files[digest], _TierReader(tier), digest, tier.name) for digest, tier in places.items()]
+            jobs = [self._tier_job(files[digest], digest, tier) for digest, tier in places.items()]
             if self._run(jobs) is not None:
-                self.bytes["reused"] = sum(blobs.values()) - sum(job.file.size for job in jobs)
+                self.bytes["reused"] += sum(blobs.values()) - sum(job.file.size for job in jobs)
                 if self._home.read_ref(self._url.key) != found.ref:
                     self._home.write_ref(self._url.key, found.ref)
                 return True
@@ -197,7 +199,7 @@ class Bringer:
             brought = self._run(list(jobs.values()))
         digests = dict(zip(jobs, brought, strict=True))
         total = sum(file.size for file in resolved.files)
-        self.bytes["reused"] = total - sum(job.file.size for job in jobs.values())
+        self.bytes["reused"] += total - sum(job.file.size for job in jobs.values())
         read = {job.file.path for job in jobs.values() if job.tier is None}
         return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}, read
 
@@ -209,13 +211,26 @@ class Bringer:
         for file in resolved.files:
             digest = expected.get(file.path)
             if digest is None:
-                jobs[file.path] = Job(file, source)
+                jobs[file.path] = Job(file, source, identity=self._identity(file))
             elif digest in places:
-                tier = places[digest]
-                jobs[digest] = Job(SourceFile(file.path, file.size, digest), _TierReader(tier), digest, tier.name)
+                jobs[digest] = self._tier_job(SourceFile(file.path, file.size, digest), digest, places[digest])
             elif digest in missing:
-                jobs[digest] = Job(file, source, digest)
+                jobs[digest] = Job(file, source, digest, full=self._full, identity=digest)
         return jobs
+
+    def _tier_job(self, file: SourceFile, digest: Digest, tier: Tier) -> Job:
+        """A copy from a slower tier, checked by the chunk sums that were recorded there."""
+        try:
+            sums = tier.read_sums(digest)
+        except StoreError:
+            sums = None  # then SHA-256 is run
+        return Job(file, _TierReader(tier), digest, tier.name, sums, self._full, identity=digest)
+
+    def _identity(self, file: SourceFile) -> Digest | None:
+        """What an attempt that was killed can be found by, if the source says by what to know the bytes again."""
+        if file.validator is None:
+            return None
+        return Digest.of("\n".join((str(self._url.key), file.path, file.validator)).encode())
 
     def _locate(self, digests: Iterable[Digest], *, partly: bool = False) -> dict[Digest, Tier] | None:
         """For each blob the first other tier that has it; None if some is nowhere, unless ``partly``."""
@@ -238,7 +253,7 @@ class Bringer:
         if not jobs:
             return []
         try:
-            digests = download(
+            brought = download(
                 jobs, self._home, connections=self._connections, cancel=self._cancel, progress=self._progress
             )
         except StoreError as error:
@@ -247,9 +262,10 @@ class Bringer:
                 raise
             self._pass_over(failed, error)
             return None
-        for job in jobs:
-            self.bytes[job.tier or "origin"] += job.file.size
-        return digests
+        for job, blob in zip(jobs, brought, strict=True):
+            self.bytes[job.tier or "origin"] += job.file.size - blob.resumed
+            self.bytes["reused"] += blob.resumed
+        return [blob.digest for blob in brought]
 
     def _pass_over(self, tier: Tier, error: StoreError) -> None:
         logger.warning("%s; passing it over", error)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
-__all__ = ["LogProgress", "Progress", "ProgressUpdate", "TerminalProgress", "human_size"]
+__all__ = ["LogProgress", "Progress", "ProgressUpdate", "TerminalProgress", "human_size", "human_time"]
 
 #: Seconds between lines in a log: often enough to see that it moves, rare enough to read (`kubectl logs`).
 LOG_INTERVAL = 10.0
@@ -15,13 +15,26 @@ LOG_INTERVAL = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """How far a fetch has come, in bytes and files of the model's missing blobs. ``done`` marks the last update."""
+    """How far a fetch has come, in bytes and files of the model's missing blobs. ``done`` marks the last update.
+
+    ``bytes_resumed`` of ``bytes_done`` are from an earlier attempt that was cut off.
+    """
 
     bytes_done: int
     bytes_total: int
     files_done: int
     files_total: int
     done: bool = False
+    bytes_resumed: int = 0
+
+    def rate(self, seconds: float) -> float:
+        """Bytes per second, when the fetch has taken so many seconds."""
+        return (self.bytes_done - self.bytes_resumed) / seconds if seconds > 0 else 0.0
+
+    def eta(self, seconds: float) -> float | None:
+        """Seconds that the rest will take at that rate; None while there is no rate to tell by."""
+        rate = self.rate(seconds)
+        return (self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
 
 #: Called from the thread that called ``fetch``, at most about ten times a second, and once more at the end.
@@ -35,6 +48,13 @@ def human_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def human_time(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: ``1:02:03``, ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class TerminalProgress:
@@ -59,6 +79,7 @@ class TerminalProgress:
                 leave=False,
                 dynamic_ncols=True,
             )
+        self._bar.initial = update.bytes_resumed  # the rate is that of what was read now
         self._bar.update(update.bytes_done - self._bar.n)
         if update.done:
             self.close()
@@ -91,20 +112,25 @@ class LogProgress:
 
 def _text_line(update: ProgressUpdate, seconds: float) -> str:
     percent = 100 * update.bytes_done // update.bytes_total if update.bytes_total else 100
-    rate = update.bytes_done / seconds if seconds > 0 else 0.0
+    left = update.eta(seconds)
+    eta = "" if left is None or update.done else f", {human_time(left)} left"
     return (
         f"{human_size(update.bytes_done)} of {human_size(update.bytes_total)} ({percent}%), "
-        f"{update.files_done}/{update.files_total} files, {human_size(rate)}/s"
+        f"{update.files_done}/{update.files_total} files, {human_size(update.rate(seconds))}/s{eta}"
     )
 
 
 def _json_line(update: ProgressUpdate, seconds: float) -> str:
+    eta = update.eta(seconds)
     fields = {
         "event": "progress",
         "bytes_done": update.bytes_done,
         "bytes_total": update.bytes_total,
         "files_done": update.files_done,
         "files_total": update.files_total,
+        "bytes_resumed": update.bytes_resumed,
+        "bytes_per_second": round(update.rate(seconds)),
+        "eta_seconds": None if eta is None else round(eta, 3),
         "seconds": round(seconds, 3),
     }
     return json.dumps(fields)

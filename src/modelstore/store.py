@@ -77,8 +77,8 @@ class Store:
         A model that is already there is returned without asking the source or writing anything. ``to`` is the
         directory to lay it out at (default: ``<root>/models/<short key>``). ``verify="full"`` hashes every blob again
         with SHA-256 first. ``refresh`` asks the source whether it holds something newer; if it cannot be reached, what
-        is there stands. ``offline`` asks no source. ``connections`` is how many ranges are read at once. ``progress``
-        is called from this thread. Setting ``cancel`` ends the call with ``Cancelled``.
+        is there stands. ``offline`` asks no source. ``connections`` is how many ranges are read at once, by default as
+        many as help. ``progress`` is called from this thread. Setting ``cancel`` ends the call with ``Cancelled``.
 
         Raises the errors of :mod:`modelstore.errors`; nothing is visible of a fetch that failed.
         """
@@ -94,7 +94,7 @@ class Store:
             offline=self.config.offline if offline is None else offline,
             full=verify == "full",
             refresh=refresh,
-            connections=connections or self.config.connections,
+            connections=connections or self.config.connections,  # neither: as many as help
             progress=progress,
             cancel=cancel,
         )
@@ -103,7 +103,7 @@ class Store:
     def path(self, source: Source) -> Path:
         """Where a cached model is laid out by default. No network, no copying; raises ``NotCached``."""
         url = SourceURL.parse(source)
-        return _Fetch(self.config, self._tiers, url, _Options(offline=True, connections=1)).path()
+        return _Fetch(self.config, self._tiers, url, _Options(offline=True)).path()
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class _Options:
     offline: bool
     full: bool = False
     refresh: bool = False
-    connections: int
+    connections: int | None = None
     progress: "Progress | None" = None
     cancel: Event | None = None
 
@@ -297,6 +297,7 @@ class _Fetch:
             home,
             others,
             connections=self._options.connections,
+            full=self._options.full,
             progress=self._options.progress,
             cancel=self._options.cancel,
         )

@@ -34,7 +34,7 @@ LAYERS = (
 KINDS = ("sources", "tiers", "layouts", "formats")
 #: A library, and the one place that may know it.
 OWNERS = {
-    "urllib3": "transfer/http.py",
+    "urllib3": "transfer/http/",
     "filelock": "locking.py",
     "tqdm": "progress.py",
     "xxhash": "digest.py",
@@ -173,7 +173,9 @@ def test_only_the_boundary_catches_everything(name: str) -> None:
         where = f"{name}:{node.lineno} catches {caught}"
         assert name == "cli/__init__.py" or "Exception" not in caught.split("(")[-1].rstrip(")").split(", "), where
         if node.type is None or "BaseException" in caught:
-            assert isinstance(node.body[-1], ast.Raise), f"{where} and does not raise again"
+            last = node.body[-1]
+            passed_on = name == "transfer/lanes.py" and "set_exception" in ast.unparse(last)
+            assert isinstance(last, ast.Raise) or passed_on, f"{where} and does not raise again"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults(home: Path) -> None:
     config = load_config(environ={})
     assert config == Config((TierConfig(f"{home}/.cache/modelstore", f"{home}/.cache/modelstore"),))
-    assert (config.offline, config.connections, config.max_age, config.lock_timeout) == (False, 8, None, 1800.0)
+    assert (config.offline, config.connections, config.max_age, config.lock_timeout) == (False, None, None, 1800.0)
 
 
 def test_the_cache_is_where_xdg_says_unless_that_is_relative(home: Path) -> None:

@@ -14,7 +14,7 @@ from modelstore.progress import ProgressUpdate
 from modelstore.sources.base import RangesIgnored, SourceFile
 from modelstore.tiers.directory import DirectoryTier
 from modelstore.tiers.memory import MemoryTier
-from modelstore.transfer import download as engine
+from modelstore.transfer import limits
 from modelstore.transfer.download import Job, download
 
 SIZE = 2 * CHUNK_SIZE + 1000
@@ -25,7 +25,7 @@ Read = Callable[[SourceFile, int, int], Iterator[bytes]]
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(limits, "FIRST_DELAY", 0.0)
 
 
 class Reader:
@@ -90,13 +90,13 @@ def test_gives_up_when_nothing_comes(ranges: bool) -> None:
     reader = Reader(lambda *_: iter(()))
     with pytest.raises(SourceUnavailable):
         fetch(reader, ranges=ranges)
-    assert engine.TRIES <= len(reader.reads) <= 3 * engine.TRIES
+    assert limits.TRIES <= len(reader.reads) <= 3 * limits.TRIES
     assert reader.closed
 
 
 def test_gives_up_when_too_little_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte at a time is progress, but the fetch as a whole has a budget."""
-    monkeypatch.setattr(engine, "FETCH_TRIES", 10)
+    monkeypatch.setattr(limits, "FETCH_TRIES", 10)
     reader = Reader(lambda _, start, stop: iter([BODY[start : start + 1]]))
     with pytest.raises(SourceUnavailable):
         fetch(reader)

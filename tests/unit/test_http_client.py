@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 from urllib3.exceptions import MaxRetryError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from modelstore.errors import SourceNotFound, SourceUnavailable
-from modelstore.transfer import http
-from modelstore.transfer.http import (
-    HttpFile,
-    _check_status,
-    _content_range,
-    _is_settled,
-    _reason,
-    _redirect,
-    _retry_after,
-    _translated,
-)
+from modelstore.transfer import limits
+from modelstore.transfer.http import HttpFile, answers
+from modelstore.transfer.http.answers import check_answer, content_range, is_settled, redirect_target, retry_after
+from modelstore.transfer.http.client import _reason, _translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,13 +64,13 @@ def http_date(seconds: float) -> str:
     ],
 )  # fmt: skip
 def test_retry_after(value: str | None, seconds: float | None) -> None:
-    assert _retry_after(value) == seconds
+    assert retry_after(value) == seconds
 
 
 def test_retry_after_as_a_date_is_the_time_until_then() -> None:
-    assert _retry_after(http_date(30)) == pytest.approx(30, abs=2)
-    assert _retry_after(http_date(-30)) == 0.0
-    assert _retry_after(http_date(3600)) == 120.0
+    assert retry_after(http_date(30)) == pytest.approx(30, abs=2)
+    assert retry_after(http_date(-30)) == 0.0
+    assert retry_after(http_date(3600)) == 120.0
 
 
 @settings(deadline=None)
@@ -88,7 +81,7 @@ def test_retry_after_as_a_date_is_the_time_until_then() -> None:
 @example("Mon, 01 Jan 0001 00:00:00 -0000")
 @example("Mon, 01 Jan 0001 00:00:00 +2300")
 def test_any_retry_after_is_bounded(value: str) -> None:
-    seconds = _retry_after(value)
+    seconds = retry_after(value)
     assert seconds is None or 0.0 <= seconds <= 120.0
 
 
@@ -110,19 +103,19 @@ DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
     ],
 )
 def test_a_time_is_a_validator_a_minute_later(modified: str | None, date: str | None, settled: bool) -> None:
-    assert _is_settled(modified, date) is settled
+    assert is_settled(modified, date) is settled
 
 
 def test_a_busy_server_is_asked_again_when_it_says() -> None:
     with pytest.raises(SourceUnavailable) as caught:
-        _check_status(FILE, answer(503, {"Retry-After": "7"}))
+        check_answer(FILE, answer(503, {"Retry-After": "7"}))
     assert (caught.value.retryable, caught.value.retry_after) == (True, 7.0)
 
 
 @pytest.mark.parametrize("status", [400, 402, 405, 418, 451, 300, 304])
 def test_an_answer_that_will_not_change_is_not_asked_for_again(status: int) -> None:
     with pytest.raises(SourceUnavailable) as caught:
-        _check_status(FILE, answer(status))
+        check_answer(FILE, answer(status))
     assert caught.value.retryable is False
 
 
@@ -130,8 +123,8 @@ def test_an_answer_that_will_not_change_is_not_asked_for_again(status: int) -> N
 
 
 def test_content_range() -> None:
-    assert _content_range(FILE, answer(headers={"Content-Range": "bytes 0-0/1"})) == (0, 0, 1)
-    assert _content_range(FILE, answer(headers={"content-range": "bytes 5-9/1000000000000"})) == (5, 9, 10**12)
+    assert content_range(FILE, answer(headers={"Content-Range": "bytes 0-0/1"})) == (0, 0, 1)
+    assert content_range(FILE, answer(headers={"content-range": "bytes 5-9/1000000000000"})) == (5, 9, 10**12)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_content_range() -> None:
 def test_a_range_that_does_not_say_which_is_refused_for_good(value: str | None) -> None:
     headers = {} if value is None else {"Content-Range": value}
     with pytest.raises(SourceUnavailable) as caught:
-        _content_range(FILE, answer(headers=headers))
+        content_range(FILE, answer(headers=headers))
     assert caught.value.retryable is False
     assert SECRET not in str(caught.value)
 
@@ -167,7 +160,7 @@ def test_a_range_that_does_not_say_which_is_refused_for_good(value: str | None) 
     ],
 )
 def test_where_a_redirect_leads(url: str, location: str, target: str) -> None:
-    assert _redirect(FILE, url, location) == target
+    assert redirect_target(FILE, url, location) == target
 
 
 @pytest.mark.parametrize(
@@ -181,7 +174,7 @@ def test_where_a_redirect_leads(url: str, location: str, target: str) -> None:
 )  # fmt: skip
 def test_a_redirect_to_somewhere_else_is_refused_for_good(location: str) -> None:
     with pytest.raises(SourceUnavailable) as caught:
-        _redirect(FILE, FILE.url, location)
+        redirect_target(FILE, FILE.url, location)
     assert caught.value.retryable is False
     assert SECRET not in str(caught.value)
 
@@ -195,7 +188,7 @@ def test_a_redirect_to_somewhere_else_is_refused_for_good(location: str) -> None
 )
 def test_any_location_is_a_web_address_or_refused(location: str) -> None:
     try:
-        target = _redirect(FILE, FILE.url, location)
+        target = redirect_target(FILE, FILE.url, location)
     except SourceUnavailable:
         return
     assert target.startswith("https://")
@@ -227,10 +220,10 @@ REASONS = {
         "its host name is not known",
     ),
     "certificate": (caused(urllib3.exceptions.SSLError("x"), verification_error()), "self-signed certificate"),
-    "stall": (ReadTimeoutError(POOL, "/m", "Read timed out."), f"no byte came for {http.STALL_SECONDS:.0f} seconds"),
+    "stall": (ReadTimeoutError(POOL, "/m", "Read timed out."), f"no byte came for {limits.STALL_SECONDS:g} seconds"),
     "connect": (
         urllib3.exceptions.ConnectTimeoutError(None, "x"),
-        f"no answer within {http.CONNECT_SECONDS:.0f} seconds",
+        f"no answer within {limits.CONNECT_SECONDS:g} seconds",
     ),
     "broken": (ProtocolError("Connection broken: <object at 0x7f00>"), "the connection broke off"),
     "anything": (ValueError("at 0x7f00"), "the connection broke off"),
@@ -263,5 +256,5 @@ def test_what_the_network_says_is_translated_once() -> None:
 
 
 def test_the_time_is_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http.time, "time", lambda: datetime(2015, 10, 21, 7, 27, 50, tzinfo=UTC).timestamp())
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 10.0
+    monkeypatch.setattr(answers.time, "time", lambda: datetime(2015, 10, 21, 7, 27, 50, tzinfo=UTC).timestamp())
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 10.0

@@ -74,6 +74,9 @@ def test_lines_are_json_on_request(clock: Callable[[float], None]) -> None:
         "bytes_total": 4 * MIB,
         "files_done": 0,
         "files_total": 1,
+        "bytes_resumed": 0,
+        "bytes_per_second": round(MIB / 12.3456),
+        "eta_seconds": round(3 * 12.3456, 3),
         "seconds": 12.346,
     }
     assert "\n" not in lines[0]

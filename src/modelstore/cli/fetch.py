@@ -16,7 +16,12 @@ __all__ = ["fetch"]
               help="full: hash everything that is there already once more.")  # fmt: skip
 @click.option("--refresh", is_flag=True, help="Ask the source whether it holds something newer.")
 @click.option("--offline", is_flag=True, help="Ask no source; fail if the model is not there.")
-@click.option("--connections", metavar="N", type=click.IntRange(1, 256), help="Ranges to read at once.")
+@click.option(
+    "--connections",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    help="Ranges to read at once.  [default: as many as help]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_obj
 def fetch(obj: dict[str, Any], /, source: str, as_json: bool, offline: bool, **options: Any) -> None:

@@ -28,11 +28,16 @@ class WebSource:
         self._client.probe(file)
         # Ranges that nothing ties together could be of two versions: then only one stream is safe.
         ranges = file.ranges and (file.pinned or url.pin is not None)
-        validator = f"etag:{file.strong_etag}" if file.strong_etag else None
+        validator = None
+        if file.strong_etag:
+            validator = f"etag:{file.strong_etag}"
+        elif file.pinned:
+            validator = f"modified:{file.last_modified}"
         return Resolved((SourceFile(name, file.size, None, validator, ranges, handle=file),))
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-        if file.ranges:
+        # A whole file is asked for as one: servers and caches answer that more readily than a range.
+        if file.ranges and (start, stop) != (0, file.size):
             return self._client.read_range(file.handle, start, stop)
         return self._client.read_all(file.handle)
 

@@ -13,12 +13,14 @@ __all__ = [
     "BlobInfo",
     "BlobReader",
     "DeletableTier",
+    "FileIngest",
     "Ingest",
     "LocalTier",
     "SupportsDelete",
     "SupportsFreeSpace",
     "SupportsLayouts",
     "SupportsLocalPath",
+    "SupportsResume",
     "SupportsVerify",
     "Tier",
     "VerifiableTier",
@@ -66,12 +68,33 @@ class Ingest(Protocol):
         """The digest of all staged bytes, once ``hash_to`` has reached the declared size."""
         ...
 
-    def commit(self, sums: ChunkSums) -> Digest:
+    def commit(self, sums: ChunkSums, verified: Digest | None = None) -> Digest:
         """Publish the blob under the digest that its staged bytes have, durably, and record its chunk sums.
 
-        Raises ``BlobCorrupt`` if the size or the expected digest does not match; then nothing was published.
-        Publishing what is already there is no error.
+        ``verified`` is their digest, if every chunk matched the sums that a trusted tier recorded with that digest:
+        then SHA-256 is not run. Raises ``BlobCorrupt`` if the size or the expected digest does not match; then nothing
+        was published. Publishing what is already there is no error.
         """
+        ...
+
+
+class FileIngest(Ingest, Protocol):
+    """An ingest into a file, which can outlive its process."""
+
+    def recall(self, index: int, start: int, stop: int) -> str | None:
+        """The XXH3-128 of a chunk that an earlier attempt left, if it is now staged here and still has that sum."""
+        ...
+
+    def record(self, index: int, chunk_sum: str) -> None:
+        """Note in the journal that a chunk is staged and has this XXH3-128. From any thread; never fails."""
+        ...
+
+    def settle(self, start: int, stop: int) -> None:
+        """No more is done with these bytes before ``commit``: they may go to the disk, and leave the page cache."""
+        ...
+
+    def keep(self) -> None:
+        """Leave what is journalled to the next attempt, if this one ends without ``commit``."""
         ...
 
 
@@ -168,11 +191,30 @@ class SupportsFreeSpace(Protocol):
     """Space is limited, and it is known how much is left."""
 
     def free_bytes(self) -> int:
-        """Bytes that can still be written."""
+        """Bytes that can still be written before the reserve begins."""
         ...
 
-    def reclaim(self) -> None:
-        """Give back what processes that were killed had taken, as far as they are surely dead."""
+    def reclaim(self, keep: Collection[Digest]) -> None:
+        """Give back what processes that were killed had taken, as far as they are surely dead.
+
+        What belongs to the identities in ``keep`` stays: it is about to be resumed.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsResume(Protocol):
+    """A blob is staged in a file, and an attempt that was killed is gone on with."""
+
+    def resume(
+        self, size: int, expected: Digest | None, identity: Digest | None, *, keep_cache: bool
+    ) -> AbstractContextManager[FileIngest]:
+        """As :meth:`Tier.ingest`. ``identity`` is the same for attempts at the same bytes, and None if that cannot be
+        told. Without ``keep_cache`` the bytes leave the page cache once they are on the disk."""
+        ...
+
+    def resumable(self, identity: Digest, size: int) -> int:
+        """How many bytes an earlier attempt has taken that the next one will not take again."""
         ...
 
 

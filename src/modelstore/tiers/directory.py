@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from modelstore.config import TierConfig
@@ -15,15 +15,17 @@ from modelstore.errors import BlobCorrupt, BlobNotFound, TierUnavailable
 from modelstore.manifest import Ref, SumsRecord, canonical_json
 from modelstore.source_url import CacheKey
 from modelstore.tiers.base import BlobInfo
+from modelstore.transfer import limits
 from modelstore.transfer.files import (
+    GroupSync,
     atomic_write,
     fsync_dir,
     hash_file,
-    is_local,
     make_dirs,
     read_pieces,
 )
-from modelstore.transfer.staging import DEAD_AFTER, StagedFile, sweep_staged
+from modelstore.transfer.leftovers import find_leftovers, sweep_staged
+from modelstore.transfer.staging import StagedFile
 from modelstore.transfer.tier_files import TierFiles
 
 __all__ = ["DirectoryTier"]
@@ -54,6 +56,8 @@ class DirectoryTier(TierFiles):
         self._blobs = f"{self.root}/blobs"
         self._own = f"{self.root}/.modelstore"
         self._staging = f"{self._own}/ingest"
+        self._names = GroupSync(self._blobs)
+        self._reserve = config.reserve
         self._opened = self._swept = False
         self._condemned: dict[Digest, int] = {}  # the inode in which wrong bytes were found
 
@@ -66,14 +70,7 @@ class DirectoryTier(TierFiles):
             return False
         # A root that another user made may be writable while what is in it is not. The slash: only a directory has it.
         inside = (f"{folder}/" for folder in (self._blobs, self._staging) if os.path.exists(folder))
-        return all(os.access(folder, os.W_OK | os.X_OK) for folder in (f"{self._existing()}/", *inside))
-
-    def _existing(self) -> str:
-        """The root, or the nearest directory above it that is there already."""
-        place = self.root
-        while not os.path.exists(place):
-            place = os.path.dirname(place)
-        return place
+        return all(os.access(folder, os.W_OK | os.X_OK) for folder in (f"{self.existing()}/", *inside))
 
     def _open(self) -> None:
         """Refuse a root that is not a directory, or whose format is newer than this code."""
@@ -119,7 +116,7 @@ class DirectoryTier(TierFiles):
         """Drop what killed processes left behind, once per tier object."""
         if not self._swept:
             self._swept = True
-            sweep_staged(self._staging)
+            sweep_staged(self._staging, limits.DEAD_HERE_AFTER if self.is_local() else limits.DEAD_AFTER)
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
@@ -209,26 +206,42 @@ class DirectoryTier(TierFiles):
             if digest and found:
                 yield BlobInfo(digest, found.st_size)
 
+    def ingest(self, size: int, expected: Digest | None) -> AbstractContextManager[StagedFile]:
+        return self.resume(size, expected, None, keep_cache=True)
+
     @contextmanager
-    def ingest(self, size: int, expected: Digest | None) -> Iterator[StagedFile]:
+    def resume(
+        self, size: int, expected: Digest | None, identity: Digest | None, *, keep_cache: bool
+    ) -> Iterator[StagedFile]:
         self._prepare()
         with self.errors("stage"):
-            staged = StagedFile(f"{self._staging}/{os.urandom(16).hex()}.staged", size, expected, self)
+            staged = StagedFile(
+                self._staging,
+                size,
+                expected,
+                self,
+                identity=identity,
+                local=identity is not None and self.is_local(),
+                keep_cache=keep_cache,
+            )
         try:
             yield staged
         finally:
             staged.discard()
 
-    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
-        """Give a finished staged file its name; False if the same blob was there already. Called by ``commit``."""
+    def resumable(self, identity: Digest, size: int) -> int:
+        leftovers = find_leftovers(self._staging, identity, size) if self.is_local() else []
+        return leftovers[0].bytes if leftovers else 0
+
+    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> None:
+        """Give a finished staged file its name, unless the same blob is there already. Called by ``commit``."""
         current = self._lstat(digest)
         record = self._read_record(digest)
         if current and record and record.is_of(current):
-            return False
+            return
         os.rename(staged, self._blob_path(digest))
-        fsync_dir(self._blobs)
+        self._names.sync()
         self._write_record(digest, sums, found)
-        return True
 
     def quarantine(self, digest: Digest) -> None:
         self._prepare()
@@ -372,12 +385,10 @@ class DirectoryTier(TierFiles):
         except (OSError, TierUnavailable) as error:
             logger.debug("tier %s: %s was not written: %s", self.name, path, error)
 
-    def reclaim(self) -> None:
+    def reclaim(self, keep: Collection[Digest]) -> None:
         # On a local file system a lock that can be had proves its owner dead, however short ago it wrote.
-        sweep_staged(self._staging, idle=0.0 if is_local(self._existing()) else DEAD_AFTER)
+        sweep_staged(self._staging, limits.LOCK_SECONDS if self.is_local() else limits.DEAD_AFTER, keep)
 
     def free_bytes(self) -> int:
-        """Bytes that may be written before the file system is full."""
-        with self.errors("free space"):
-            found = os.statvfs(self._existing())
-        return found.f_bavail * found.f_frsize
+        size, free = self.space()
+        return max(0, free - self._reserve.of(size))

@@ -126,12 +126,14 @@ class _Buffer:
             raise ValueError(f"only {self._hashed} of {len(self._data)} bytes are hashed")
         return Digest(self._sha256.hexdigest())
 
-    def commit(self, sums: ChunkSums) -> Digest:
+    def commit(self, sums: ChunkSums, verified: Digest | None = None) -> Digest:
         name = self._tier.name
         if sums.size != len(self._data):
             raise BlobCorrupt(f"sums of {sums.size} bytes for a blob of {len(self._data)}", tier=name, op="commit")
-        self.hash_to(len(self._data))
-        if self._expected is not None and self.digest != self._expected:
-            raise BlobCorrupt(f"the staged bytes have {self.digest}, not {self._expected}", tier=name, op="commit")
-        self._tier.publish(self.digest, bytes(self._data), sums)
-        return self.digest
+        if verified is None:
+            self.hash_to(len(self._data))
+        digest = verified or self.digest
+        if self._expected is not None and digest != self._expected:
+            raise BlobCorrupt(f"the staged bytes have {digest}, not {self._expected}", tier=name, op="commit")
+        self._tier.publish(digest, bytes(self._data), sums)
+        return digest

@@ -5,17 +5,36 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
+from functools import cache
+from threading import Lock
+from typing import Any, Final
 
 from modelstore.digest import ChunkSums, Digest
 
-__all__ = ["atomic_write", "fsync_dir", "hash_file", "is_local", "is_no_space", "make_dirs", "read_pieces", "write_all"]
+__all__ = [
+    "GroupSync",
+    "append",
+    "atomic_write",
+    "drop_cached",
+    "fsync_dir",
+    "hash_file",
+    "is_local",
+    "is_no_space",
+    "make_dirs",
+    "read_pieces",
+    "start_writing_back",
+    "write_all",
+]
 
 #: Bytes per read and per write. 1 MiB keeps a core busy without showing in the resident size.
 PIECE: Final = 1024 * 1024
 DIR_MODE: Final = 0o755
 _LOCAL: Final = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "overlay"))
 FILE_MODE: Final = 0o644
+# Flags of sync_file_range(2).
+_WAIT_BEFORE: Final = 1
+_WRITE: Final = 2
+_WAIT_AFTER: Final = 4
 
 
 def is_local(path: str) -> bool:
@@ -48,6 +67,12 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         view = view[written:]
 
 
+def append(fd: int, data: bytes) -> None:
+    """Write all of ``data`` where the file ends. It was opened with ``O_APPEND``."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def read_pieces(fd: int, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The bytes of an open file from ``start`` up to ``stop`` or its end, in pieces of at most 1 MiB."""
     while stop is None or start < stop:
@@ -56,6 +81,31 @@ def read_pieces(fd: int, start: int = 0, stop: int | None = None) -> Iterator[by
             return
         yield piece
         start += len(piece)
+
+
+@cache
+def _sync_file_range() -> Any:
+    """sync_file_range(2), which the standard library lacks; None where the C library does, too."""
+    import ctypes  # costs more to load than a warm hit takes
+
+    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return function
+
+
+def start_writing_back(fd: int, start: int, stop: int) -> None:
+    """Have the disk begin with these bytes now, so that little is left for the ``fsync`` at the end. No promise."""
+    if function := _sync_file_range():
+        function(fd, start, stop - start, _WRITE)
+
+
+def drop_cached(fd: int, start: int, stop: int) -> None:
+    """Take these bytes out of the page cache once they are on the disk. Advice: what fails, fails silently."""
+    if function := _sync_file_range():
+        function(fd, start, stop - start, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+    with suppress(OSError):
+        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def hash_file(path: str) -> tuple[Digest, ChunkSums]:
@@ -82,6 +132,33 @@ def fsync_dir(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+class GroupSync:
+    """Makes the names in a directory durable for several threads at once: those that wait share the next ``fsync``."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._begun = self._ended = self._failed = 0
+        self._error: OSError | None = None
+
+    def sync(self) -> None:
+        """Return when a sync that began after this call has ended. Raises :class:`OSError` if it failed.
+
+        A failed one is not tried again for those who waited for it: the second would claim success.
+        """
+        ticket = self._begun + 1
+        with self._lock:
+            if self._ended < ticket:
+                self._begun += 1
+                try:
+                    fsync_dir(self._path)
+                except OSError as error:
+                    self._failed, self._error = self._begun, error
+                self._ended = self._begun
+            if self._failed >= ticket and self._error:
+                raise self._error
 
 
 def make_dirs(path: str) -> None:

@@ -3,48 +3,21 @@
 import fcntl
 import hashlib
 import os
-import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol
 
-from modelstore.digest import ChunkSums, Digest
+from modelstore.digest import ChunkSums, Digest, chunk_hasher
 from modelstore.errors import BlobCorrupt
-from modelstore.transfer.files import read_pieces, write_all
+from modelstore.transfer.files import drop_cached, read_pieces, start_writing_back, write_all
+from modelstore.transfer.journal import Journal
+from modelstore.transfer.leftovers import JOURNAL, STAGED, Leftover, find_leftovers, staged_name, take_over
 
-__all__ = ["DEAD_AFTER", "StagedFile", "sweep_staged"]
+__all__ = ["Publisher", "StagedFile"]
 
 BLOB_MODE: Final = 0o444
-#: Seconds. A live writer writes more often: a stall of the network ends after 20, a wait it asks for after 120.
-DEAD_AFTER: Final = 15 * 60.0
-#: Older than this, a staged file belongs to nobody, on any machine that shares the directory.
-STALE_AFTER: Final = 24 * 3600.0
-
-
-def sweep_staged(folder: str, idle: float = DEAD_AFTER) -> None:
-    """Drop staged files whose writers were killed: nobody holds their lock, and they were not written for ``idle`` s.
-
-    Where locks lie, a writer that paused for as long loses its file; its commit then fails and nothing is published.
-    """
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if age >= idle and (age > STALE_AFTER or _is_unlocked(entry.path)):
-                os.unlink(entry.path)
-
-
-def _is_unlocked(path: str) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(fd)
+#: Chunks that may wait to be on the disk before the oldest of them is dropped from the page cache.
+_BEHIND: Final = 4
 
 
 class Publisher(Protocol):
@@ -57,25 +30,83 @@ class Publisher(Protocol):
         """Translate :class:`OSError` into the tier's errors."""
         ...
 
-    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
-        """Rename the staged file to its final name, durably; False if it was not needed."""
+    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> None:
+        """Rename the staged file to its final name, durably, unless the same blob is there already."""
         ...
 
 
 class StagedFile:
-    """An :class:`~modelstore.tiers.base.Ingest` in a file that nobody else ever opens."""
+    """A :class:`~modelstore.tiers.base.FileIngest` in a file that nobody else has open.
 
-    def __init__(self, path: str, size: int, expected: Digest | None, tier: Publisher) -> None:
+    With an ``identity`` it goes on with what an earlier attempt at the same bytes left: the file itself where its lock
+    proves that attempt dead (``local``), else its chunks, copied. Raises :class:`OSError`.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        size: int,
+        expected: Digest | None,
+        tier: Publisher,
+        *,
+        identity: Digest | None = None,
+        local: bool = False,
+        keep_cache: bool = True,
+    ) -> None:
         self._tier = tier
         self._size = size
         self._expected = expected
+        self._keep_cache = keep_cache
         self._sha256 = hashlib.sha256()
         self._hashed = 0
-        self._over = False
-        self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # says that somebody lives; see sweep_staged
+        self._unsettled: list[tuple[int, int]] = []
+        self._over = self._kept = self._journalled = False
+        self._path = f"{folder}/{staged_name(identity)}"
+        self._fd = self._donor = -1
+        self._journal: Journal | None = None
+        self._chunks: dict[int, str] = {}
+        try:
+            self._begin(folder, identity, local=local)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _begin(self, folder: str, identity: Digest | None, *, local: bool) -> None:
+        leftovers = find_leftovers(folder, identity, self._size) if identity else []
+        for leftover in leftovers if local else ():
+            if identity and self._take_over(leftover, identity):
+                return
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._path + STAGED, flags, 0o600)
+        with suppress(OSError):  # says that somebody lives; see leftovers.py
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if identity:
+            self._journal = Journal(self._path + JOURNAL, identity, self._size, {})
+            if leftovers and not local:
+                self._copy_from(leftovers[0])
+
+    def _take_over(self, leftover: Leftover, identity: Digest) -> bool:
+        # The new journal first: killed between the two, the old pair is still whole.
+        self._journal = Journal(self._path + JOURNAL, identity, self._size, leftover.chunks)
+        fd = take_over(leftover.path, self._path, self._size)
+        if fd is None:
+            self._journal.close()
+            self._journal = None
+            os.unlink(self._path + JOURNAL)
+            return False
+        self._fd, self._journalled = fd, True
+        self._chunks = dict(leftover.chunks)
+        with suppress(OSError):
+            os.unlink(leftover.path + JOURNAL)
+        return True
+
+    def _copy_from(self, leftover: Leftover) -> None:
+        with suppress(OSError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            self._donor = os.open(leftover.path + STAGED, flags)
+            self._chunks = dict(leftover.chunks)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         if offset < 0 or offset + len(data) > self._size:
@@ -84,6 +115,37 @@ class StagedFile:
             raise ValueError(f"bytes at {offset} come after they were hashed")
         with self._tier.errors("write"):
             write_all(self._fd, data, offset)
+
+    def recall(self, index: int, start: int, stop: int) -> str | None:
+        promised = self._chunks.pop(index, None)
+        if promised is None:
+            return None
+        hasher = chunk_hasher()
+        position = start
+        for piece in _readable(self._fd if self._donor < 0 else self._donor, start, stop):
+            hasher.update(piece)
+            if self._donor >= 0:
+                self.write_at(position, piece)
+            position += len(piece)
+        if position < stop or hasher.hexdigest() != promised:
+            return None
+        if self._donor >= 0:
+            self.record(index, promised)
+        return promised
+
+    def record(self, index: int, chunk_sum: str) -> None:
+        if self._journal:
+            self._journal.record(index, chunk_sum)
+            self._journalled = True
+
+    def settle(self, start: int, stop: int) -> None:
+        start_writing_back(self._fd, start, stop)
+        if not self._keep_cache:
+            self._unsettled.append((start, stop))
+            if len(self._unsettled) > _BEHIND:
+                drop_cached(self._fd, *self._unsettled.pop(0))
+
+    # -- hashing and publishing -------------------------------------------------------------------------------------
 
     def hash_to(self, stop: int) -> None:
         # Read back what was written, so that the digest is one of bytes in the file and not of bytes on the wire.
@@ -100,7 +162,7 @@ class StagedFile:
             raise ValueError(f"only {self._hashed} of {self._size} bytes are hashed")
         return Digest(self._sha256.hexdigest())
 
-    def commit(self, sums: ChunkSums) -> Digest:
+    def commit(self, sums: ChunkSums, verified: Digest | None = None) -> Digest:
         name = self._tier.name
         if self._over:
             raise ValueError("this ingest was committed before, or failed to be")
@@ -111,21 +173,39 @@ class StagedFile:
             found = os.fstat(self._fd)
         if found.st_size != self._size or sums.size != self._size:
             raise BlobCorrupt(f"{found.st_size} bytes were staged for a blob of {self._size}", tier=name, op="commit")
-        self.hash_to(self._size)
-        if self._expected is not None and self.digest != self._expected:
-            raise BlobCorrupt(f"the staged bytes have {self.digest}, not {self._expected}", tier=name, op="commit")
+        if verified is None:
+            self.hash_to(self._size)
+        digest = verified or self.digest
+        if self._expected is not None and digest != self._expected:
+            raise BlobCorrupt(f"the staged bytes have {digest}, not {self._expected}", tier=name, op="commit")
+        if not self._keep_cache:
+            drop_cached(self._fd, 0, self._size)
         with self._tier.errors("publish"):
-            if self._tier.publish(self._path, self.digest, sums, found):
-                self._path = ""
-        return self.digest
+            self._tier.publish(self._path + STAGED, digest, sums, found)
+        return digest
+
+    # -- letting go -------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        self._kept = True
 
     def discard(self) -> None:
-        """Let go of the file; unless it was published, it is gone."""
-        if self._path:
-            with suppress(OSError):
-                os.unlink(self._path)
-            self._path = ""
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+        """Let go of the file; unless it was published, or is kept to be resumed, it is gone."""
+        if self._journal:
+            self._journal.close()
+        if not (self._kept and self._journalled and not self._over):
+            for ending in (STAGED, JOURNAL) if self._path else ():
+                with suppress(OSError):
+                    os.unlink(self._path + ending)
+        for fd in (self._fd, self._donor):
+            if fd >= 0:
+                with suppress(OSError):
+                    os.close(fd)
+        self._path, self._journal = "", None
+        self._fd = self._donor = -1
+
+
+def _readable(fd: int, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes as far as they can be read: what an earlier attempt left may be on a broken disk."""
+    with suppress(OSError):
+        yield from read_pieces(fd, start, stop)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from modelstore.digest import Digest
 from modelstore.errors import BlobNotFound, ModelStoreError, NoSpace, TierUnavailable
-from modelstore.transfer.files import is_no_space
+from modelstore.transfer.files import is_local, is_no_space
 
 __all__ = ["TierFiles"]
 
@@ -57,6 +57,23 @@ class TierFiles:
             hint = "name a directory"
         reason = (error.strerror or str(error)).lower()
         return TierUnavailable(f"{op}: {reason} ({error.filename or self.root})", tier=self.name, op=op, hint=hint)
+
+    def existing(self) -> str:
+        """The root, or the nearest directory above it that is there already."""
+        place = self.root
+        while not os.path.exists(place):
+            place = os.path.dirname(place)
+        return place
+
+    def is_local(self) -> bool:
+        """Whether a lock that can be had proves its owner dead."""
+        return is_local(self.existing())
+
+    def space(self) -> tuple[int, int]:
+        """Bytes that the file system has, and those that may still be written."""
+        with self.errors("free space"):
+            found = os.statvfs(self.existing())
+        return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
     def sync(self, path: str) -> None:
         """Make the bytes of a file that another program wrote durable."""

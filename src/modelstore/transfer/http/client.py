@@ -1,0 +1,230 @@
+"""Asks for files and ranges of them, follows redirects by hand, and says in one sentence what went wrong."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+from typing import Final
+
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError, LocationParseError, ProxyError, ReadTimeoutError, SSLError
+from urllib3.exceptions import TimeoutError as UrllibTimeoutError
+
+from modelstore.errors import SourceChanged, SourceError, SourceUnavailable
+from modelstore.sources.base import RangesIgnored
+from modelstore.transfer import limits
+from modelstore.transfer.http.answers import (
+    REDIRECTS,
+    check_answer,
+    check_same,
+    content_range,
+    declared_length,
+    empty_size,
+    is_settled,
+    redirect_target,
+)
+from modelstore.transfer.http.file import HttpFile, origin_of
+from modelstore.transfer.http.pool import Pools, TooSlow
+
+__all__ = ["HttpClient"]
+
+PIECE: Final = 1024 * 1024
+
+
+class HttpClient:
+    """Connections to any number of servers. Safe to use from several threads."""
+
+    def __init__(self, user_agent: str) -> None:
+        self._pools = Pools()
+        self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._live: set[BaseHTTPResponse] = set()
+        self._lock = Lock()
+
+    def close(self) -> None:
+        """Close all connections; a read that waits in another thread ends at once."""
+        with self._lock:
+            live = list(self._live)
+        for response in live:
+            with suppress(HTTPError, OSError, ValueError):
+                response.shutdown()
+        self._pools.close()
+
+    def probe(self, file: HttpFile) -> None:
+        """Ask for the first byte to learn size, validators and whether ranges work, and fill them in.
+
+        Not HEAD: servers forbid it, or answer it differently from GET.
+        """
+        with self._open(file, {"Range": "bytes=0-0"}) as response:
+            file.ranges = response.status == 206
+            if response.status == 416:
+                file.size = empty_size(file, response)
+            elif response.status == 206:
+                file.size = content_range(file, response)[2]
+                list(self._body(file, response))  # one byte, so that the connection can be used again
+            else:
+                _refuse_web_page(file, response)
+                length = declared_length(response)
+                if length is None:
+                    raise SourceUnavailable(f"{file.shown} does not say how long it is", retryable=False)
+                file.size = length
+            file.etag = response.headers.get("ETag")
+            file.last_modified = response.headers.get("Last-Modified")
+            file.settled = is_settled(file.last_modified, response.headers.get("Date"))
+
+    def read_range(self, file: HttpFile, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes ``[start, stop)`` of a probed file. May end early, or run over: the engine counts."""
+        headers = {"Range": f"bytes={start}-{stop - 1}", **file.condition}
+        with self._open(file, headers) as response:
+            if response.status == 200:
+                raise RangesIgnored
+            if response.status != 206:
+                raise SourceChanged(f"{file.shown} no longer has the bytes from {start}")
+            first, last, total = content_range(file, response)
+            if total != file.size:
+                raise SourceChanged(f"{file.shown} was {file.size} bytes long and is now {total}")
+            if first != start or last >= stop:
+                raise SourceUnavailable(f"{file.shown} answered another range than it was asked for", retryable=False)
+            check_same(file, response)
+            yield from self._body(file, response)
+
+    def read_all(self, file: HttpFile) -> Iterator[bytes]:
+        """The whole of a probed file, in one stream. As ``read_range``."""
+        with self._open(file, file.condition) as response:
+            if response.status != 200:
+                raise SourceUnavailable(f"{file.shown} answered {response.status} to a plain request", retryable=False)
+            length = declared_length(response)
+            if length not in (None, file.size):
+                raise SourceChanged(f"{file.shown} was {file.size} bytes long and is now {length}")
+            check_same(file, response)
+            yield from self._body(file, response)
+
+    def _body(self, file: HttpFile, response: BaseHTTPResponse) -> Iterator[bytes]:
+        with _translated(file):
+            while piece := response.read1(PIECE, decode_content=False):
+                yield piece
+
+    @contextmanager
+    def _open(self, file: HttpFile, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
+        """A checked answer to GET: 200, 206 or 416 in identity encoding. Follows redirects by hand."""
+        response = self._follow(file, headers)
+        with self._lock:
+            self._live.add(response)
+        try:
+            with _translated(file):
+                check_answer(file, response)
+            yield response
+        finally:
+            with self._lock:
+                self._live.discard(response)
+            if response.length_remaining == 0:  # the next request may use the connection; otherwise it may not
+                response.release_conn()
+            else:
+                response.close()
+
+    def _follow(self, file: HttpFile, headers: dict[str, str]) -> BaseHTTPResponse:
+        if known := file.redirected:
+            response = self._send(file, known, headers)
+            if response.status not in (401, 403, 404, 410, *REDIRECTS):
+                return response
+            # A signed address has run out: ask the origin for a new one.
+            response.close()
+            file.redirected = None
+        url = file.url
+        for _ in range(limits.MAX_REDIRECTS + 1):
+            response = self._send(file, url, headers)
+            if response.status not in REDIRECTS:
+                file.redirected = url if url != file.url else None
+                return response
+            location = response.headers.get("Location", "")
+            response.close()  # not drained: a redirect's body is nobody's
+            url = redirect_target(file, url, location)
+        raise SourceUnavailable(f"{file.shown} redirects more than {limits.MAX_REDIRECTS} times", retryable=False)
+
+    def _send(self, file: HttpFile, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        own = file.headers if origin_of(url) == origin_of(file.url) else {}
+        with _translated(file):
+            return self._pools.of(url).request(
+                "GET",
+                url,
+                headers={**self._headers, **headers, **own},
+                preload_content=False,
+                decode_content=False,
+                redirect=False,
+            )
+
+
+def _refuse_web_page(file: HttpFile, response: BaseHTTPResponse) -> None:
+    """A login page, or a proxy's notice, comes with status 200 whatever was asked for."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind == "text/html" and not file.shown.partition("?")[0].endswith((".html", ".htm")):
+        raise SourceUnavailable(
+            f"{file.shown} was answered with a web page",
+            hint="see whether a login or a proxy is in the way",
+            retryable=False,
+        )
+
+
+@contextmanager
+def _translated(file: HttpFile) -> Iterator[None]:
+    """Turn what the network says into a SourceError, once."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except LocationParseError:  # not chained: its text quotes what may be a password
+        raise SourceUnavailable(
+            f"{file.shown} could not be read: an address is malformed", hint="check HTTPS_PROXY and its like"
+        ) from None
+    except SSLError as error:
+        raise SourceUnavailable(
+            f"no trusted connection to {file.shown}: {_reason(error)}",
+            hint="check the certificate, or name its authority in SSL_CERT_FILE",
+            retryable=not _has(error, ssl.SSLCertVerificationError),
+        ) from error
+    except (HTTPError, OSError, ValueError) as error:
+        reason = _reason(error)
+        if isinstance(error, ProxyError):
+            raise SourceUnavailable(
+                f"{file.shown} could not be read through the proxy: {reason}", hint="check HTTPS_PROXY and its like"
+            ) from error
+        unavailable = SourceUnavailable(
+            f"{file.shown} could not be read: {reason}", hint="check the URL and the network"
+        )
+        unavailable.overloaded = isinstance(error, UrllibTimeoutError)
+        raise unavailable from error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what is behind it, outermost first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        inner = getattr(current, "reason", None)
+        current = current.__cause__ or current.__context__ or (inner if isinstance(inner, BaseException) else None)
+    return chain
+
+
+def _has(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(cause, kind) for cause in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words; urllib3's own texts name objects and addresses in memory."""
+    for cause in reversed(_chain(error)):
+        if isinstance(cause, TooSlow):
+            return str(cause)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"{cause.verify_message}"
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return cause.reason.lower().replace("_", " ")
+        if isinstance(cause, socket.gaierror):
+            return "its host name is not known"
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    if isinstance(error, ReadTimeoutError):
+        return f"no byte came for {limits.STALL_SECONDS:g} seconds"
+    if isinstance(error, UrllibTimeoutError):
+        return f"no answer within {limits.CONNECT_SECONDS:g} seconds"
+    return "the connection broke off"

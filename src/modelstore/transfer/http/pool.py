@@ -1,0 +1,192 @@
+"""Connections with deadlines. urllib3's timeouts are for one ``recv`` each, so a drip of bytes would hold for ever."""
+
+import io
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from http.client import HTTPResponse
+from threading import Lock
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from modelstore.transfer import limits
+
+__all__ = ["Pools", "TooSlow"]
+
+#: Bytes. Lines of a header are read through a smaller buffer, and must not be waited for together.
+_SMALL: Final = 64 * 1024
+
+
+class TooSlow(TimeoutError):
+    """Bytes come, but so few that nothing will come of it."""
+
+
+class Pools:
+    """One pool of connections for each proxy, and one without."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._waiting: set[socket.socket] = set()
+        self._lock = Lock()
+
+    def of(self, url: str) -> urllib3.PoolManager:
+        """The connections for a URL: direct, or through the proxy that ``HTTPS_PROXY`` and its like name for it."""
+        parts = urlsplit(url)
+        proxies = getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if proxy and proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
+            proxy = None
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = _connect_by(proxy, self._waiting)
+            return self._pools[proxy]
+
+    def close(self) -> None:
+        """Close the connections that nobody uses, and end the wait for an answer in other threads."""
+        for sock in list(self._waiting):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for pool in self._pools.values():
+            pool.clear()
+
+
+def _connect_by(proxy: str | None, waiting: set[socket.socket]) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "num_pools": 16,
+        "maxsize": limits.MOST_CONNECTIONS,
+        "timeout": urllib3.Timeout(connect=limits.CONNECT_SECONDS, read=limits.STALL_SECONDS),
+        "retries": False,
+    }
+    if proxy is None:
+        manager = urllib3.PoolManager(**options)
+    else:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        userinfo, _, host = parts.netloc.rpartition("@")
+        headers = urllib3.make_headers(proxy_basic_auth=unquote(userinfo)) if userinfo else None
+        manager = urllib3.ProxyManager(parts._replace(netloc=host).geturl(), proxy_headers=headers, **options)
+    classes = {"http": partial(_HttpPool, waiting=waiting), "https": partial(_HttpsPool, waiting=waiting)}
+    manager.pool_classes_by_scheme = classes  # type: ignore[assignment]  # they are only called
+    return manager
+
+
+class _Wire(io.RawIOBase):
+    """The bytes of one answer as they come, held to its deadlines. Raises :class:`TooSlow`."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._header_by: float | None = time.monotonic() + limits.HEADER_SECONDS
+        self._waited = 0.0
+        self._came = 0
+        self._error: OSError | None = None
+
+    def header_ended(self) -> None:
+        self._header_by = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._error:
+            raise self._error
+        view = memoryview(buffer)
+        count = self._receive(view)
+        # A large buffer is asked for only where as many bytes are still to come. Filling it here saves a round through
+        # everything above for every packet, and what came before a failure is not lost.
+        while count and len(view) > _SMALL and count < len(view):
+            try:
+                more = self._receive(view[count:])
+            except OSError as error:
+                self._error = error
+                break
+            if not more:
+                break
+            count += more
+        return count
+
+    def _receive(self, view: memoryview) -> int:
+        begun = time.monotonic()
+        count = self._raw.readinto(view) or 0
+        now = time.monotonic()
+        if self._header_by is not None:
+            if now > self._header_by:
+                raise TooSlow(f"no whole answer within {limits.HEADER_SECONDS:g} seconds")
+            return count
+        # Only the time spent waiting counts: a disk that is slow to write is not the server's fault.
+        self._waited += now - begun
+        self._came += count
+        if self._waited >= limits.SLOW_SECONDS:
+            if self._came < limits.SLOW_BYTES:
+                raise TooSlow(f"only {self._came} bytes came in {limits.SLOW_SECONDS:g} seconds")
+            self._waited, self._came = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Files:
+    """Gives a response its file, as a socket does."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.wire = _Wire(sock.makefile("rb", buffering=0))
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self.wire)
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        files = _Files(sock)
+        super().__init__(files, *args, **kwargs)  # type: ignore[arg-type]  # it only calls makefile
+        self._wire = files.wire
+
+    def begin(self) -> None:
+        super().begin()
+        self._wire.header_ended()
+
+
+class _HttpConnection(HTTPConnection):
+    response_class = _Response
+
+    def __init__(self, *args: Any, waiting: set[socket.socket], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting = waiting
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
+        return _while_waiting(self._waiting, self.sock, super().getresponse)
+
+
+class _HttpsConnection(HTTPSConnection):
+    response_class = _Response
+
+    def __init__(self, *args: Any, waiting: set[socket.socket], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting = waiting
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
+        return _while_waiting(self._waiting, self.sock, super().getresponse)
+
+
+def _while_waiting(
+    waiting: set[socket.socket], sock: socket.socket, get: Callable[[], urllib3.HTTPResponse]
+) -> urllib3.HTTPResponse:
+    waiting.add(sock)
+    try:
+        return get()
+    finally:
+        waiting.discard(sock)
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection

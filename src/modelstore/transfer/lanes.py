@@ -1,0 +1,100 @@
+"""The worker pool: threads that take work from several queues in turn, and whose number can change meanwhile."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from threading import Condition, Thread
+from typing import Any, TypeVar
+
+__all__ = ["Lanes"]
+
+T = TypeVar("T")
+_Lane = deque[tuple["Future[Any]", Callable[[], Any]]]
+
+
+class Lanes:
+    """Runs tasks, ``limit`` at once. Each ``submit`` makes a lane of its own, and lanes take turns: no file waits for
+    the end of another. Threads are started when there is work for them, and end with ``close``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lanes: deque[_Lane] = deque()
+        self._wake = Condition()
+        self._running = self._threads = 0
+        self._closed = False
+
+    @property
+    def limit(self) -> int:
+        """How many tasks may run at once."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        with self._wake:
+            self._limit = limit
+            self._start_threads()
+            self._wake.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is more work than may run at once."""
+        with self._wake:
+            return bool(self._lanes) and self._running >= self._limit
+
+    def submit(self, tasks: Iterable[Callable[[], T]]) -> list["Future[T]"]:
+        """Queue tasks as a lane. A task whose future is cancelled in time is not run."""
+        lane: _Lane = deque((Future(), task) for task in tasks)
+        futures = [future for future, _ in lane]
+        with self._wake:
+            if lane:
+                self._lanes.append(lane)
+            self._start_threads()
+            self._wake.notify_all()
+        return futures
+
+    def close(self) -> None:
+        """Take no more work; threads end after what they are at."""
+        with self._wake:
+            self._closed = True
+            for lane in self._lanes:
+                for future, _ in lane:
+                    future.cancel()
+            self._lanes.clear()
+            self._wake.notify_all()
+
+    def _start_threads(self) -> None:
+        waiting = sum(map(len, self._lanes)) + self._running
+        while self._threads < min(self._limit, waiting) and not self._closed:
+            # A daemon: one that waits for the network must not hold the interpreter up at exit.
+            Thread(target=self._work, name="modelstore-range", daemon=True).start()
+            self._threads += 1
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            future, task = taken
+            try:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        result = task()
+                    except BaseException as error:  # noqa: BLE001  it belongs to whoever waits for the future
+                        future.set_exception(error)
+                    else:
+                        future.set_result(result)
+            finally:
+                del future, task, taken  # what they refer to may be large
+                with self._wake:
+                    self._running -= 1
+                    self._wake.notify()
+
+    def _take(self) -> tuple["Future[Any]", Callable[[], Any]] | None:
+        with self._wake:
+            while not self._closed and not (self._lanes and self._running < self._limit):
+                self._wake.wait()
+            if self._closed:
+                return None
+            lane = self._lanes.popleft()
+            taken = lane.popleft()
+            if lane:
+                self._lanes.append(lane)
+            self._running += 1
+            return taken

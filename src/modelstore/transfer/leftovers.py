@@ -1,0 +1,157 @@
+"""What killed processes left in a staging directory: found again to go on with, or removed.
+
+``<identity, 32 hex>.<random>.staged`` and ``….journal`` belong together; a staged file without an identity, and what
+small files are written through, is ``<random>.staged``.
+"""
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from modelstore.digest import CHUNK_SIZE, Digest
+from modelstore.transfer import limits
+from modelstore.transfer.journal import read_journal
+
+__all__ = ["JOURNAL", "STAGED", "Leftover", "find_leftovers", "staged_name", "sweep_staged", "take_over"]
+
+STAGED: Final = ".staged"
+JOURNAL: Final = ".journal"
+_RANDOM: Final = 16  # bytes
+
+
+def staged_name(identity: Digest | None) -> str:
+    """A new name for a staged file of these bytes, without its ending."""
+    tag = f"{identity.hex[:32]}." if identity else ""
+    return f"{tag}{os.urandom(_RANDOM).hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A staged file, without the ending of its path, and the chunks that its journal names."""
+
+    path: str
+    chunks: Mapping[int, str]
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes those chunks have, at most."""
+        return len(self.chunks) * CHUNK_SIZE
+
+
+def find_leftovers(folder: str, identity: Digest, size: int) -> list[Leftover]:
+    """Staged files of the same bytes with a journal that can be read, fullest first. Some may be in use."""
+    found = []
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(f"{identity.hex[:32]}.") and name.endswith(STAGED):
+                path = f"{folder}/{name.removesuffix(STAGED)}"
+                if chunks := read_journal(path + JOURNAL, identity, size):
+                    found.append(Leftover(path, chunks))
+    return sorted(found, key=lambda leftover: len(leftover.chunks), reverse=True)
+
+
+def take_over(path: str, new: str, size: int) -> int | None:
+    """Make a dead process's staged file one's own: lock it and give it a new name. Returns it open, or None.
+
+    Only where ``flock`` proves death, on a local file system: whoever still has the file open keeps the lock, be it
+    paused or a child of the one that was killed. After the rename nobody who saw the old name can mean this file.
+    """
+    with suppress(OSError):
+        fd = _open_dead(path + STAGED, size)
+        if fd is not None:
+            try:
+                os.rename(path + STAGED, new + STAGED)
+                if os.path.samestat(os.fstat(fd), os.lstat(new + STAGED)):
+                    return fd
+            except OSError:
+                os.close(fd)
+                raise
+            os.close(fd)
+    return None
+
+
+def _open_dead(path: str, size: int) -> int | None:
+    """A plain file of our own that nobody holds, opened to read and write, and locked."""
+    reader = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(reader)
+        ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+        if not ours or found.st_size > size or not _lock(reader):
+            return None
+        os.fchmod(reader, 0o600)  # killed while it was published, it may be read-only already
+    finally:
+        os.close(reader)
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if _lock(fd) and os.path.samestat(os.fstat(fd), found):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sweep_staged(folder: str, idle: float, keep: Collection[Digest] | None = None) -> None:
+    """Remove what is of no use: staged files that nobody holds and that were not written for ``idle`` seconds.
+
+    Those with a journal are kept for a day, and no more than a few of them, so that they can be resumed; with ``keep``,
+    only those of these identities. Where locks lie, a writer that paused for as long loses its file; its commit then
+    fails and nothing is published.
+    """
+    now = time.time()
+    wanted = None if keep is None else {identity.hex[:32] for identity in keep}
+    kept = 0
+    for path, age in sorted(_files(folder, now), key=lambda file: file[1]):
+        if age < idle or (age <= limits.STALE_AFTER and not _is_unlocked(path)):
+            continue
+        tag, dot, _ = os.path.basename(path).partition(".")
+        journalled = dot and os.path.exists(path.removesuffix(STAGED) + JOURNAL)
+        resumable = kept < limits.MOST_STAGED if wanted is None else tag in wanted
+        if journalled and resumable and age <= limits.STALE_AFTER:
+            kept += 1
+            continue
+        for ending in (STAGED, JOURNAL):
+            with suppress(OSError):
+                os.unlink(path.removesuffix(STAGED) + ending)
+    _sweep_journals(folder, now, idle)
+
+
+def _files(folder: str, now: float) -> Iterator[tuple[str, float]]:
+    """The staged files in a directory and the seconds since they were written."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith(JOURNAL):
+                with suppress(OSError):
+                    yield entry.path, now - entry.stat(follow_symlinks=False).st_mtime
+
+
+def _sweep_journals(folder: str, now: float, idle: float) -> None:
+    """Remove journals whose staged file is gone: it was published, or taken over."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            path = entry.path.removesuffix(JOURNAL)
+            if path != entry.path and not os.path.lexists(path + STAGED):
+                with suppress(OSError):
+                    if now - entry.stat(follow_symlinks=False).st_mtime >= idle:
+                        os.unlink(entry.path)
+
+
+def _is_unlocked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _lock(fd)
+    finally:
+        os.close(fd)
