@@ -16,6 +16,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from modelstore.transfer import limits
+from modelstore.transfer.http.file import origin_of
 
 __all__ = ["Pools", "TooSlow"]
 
@@ -32,19 +33,24 @@ class Pools:
 
     def __init__(self) -> None:
         self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._by_origin: dict[tuple[str, str | None, int | None], urllib3.PoolManager] = {}
         self._waiting: set[socket.socket] = set()
         self._lock = Lock()
 
     def of(self, url: str) -> urllib3.PoolManager:
         """The connections for a URL: direct, or through the proxy that ``HTTPS_PROXY`` and its like name for it."""
+        origin = origin_of(url)
+        if found := self._by_origin.get(origin):
+            return found
         parts = urlsplit(url)
-        proxies = getproxies()
+        proxies = getproxies()  # looks at every variable of the environment: not for every request
         proxy = proxies.get(parts.scheme) or proxies.get("all")
         if proxy and proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
             proxy = None
         with self._lock:
             if proxy not in self._pools:
                 self._pools[proxy] = _connect_by(proxy, self._waiting)
+            self._by_origin[origin] = self._pools[proxy]
             return self._pools[proxy]
 
     def close(self) -> None:
