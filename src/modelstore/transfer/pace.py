@@ -1,5 +1,6 @@
 """How many ranges to read at once, where nobody has said: as many as make it faster, and fewer where that hurts."""
 
+from collections import deque
 from threading import Lock
 from typing import Final
 
@@ -10,6 +11,8 @@ __all__ = ["Pace"]
 
 #: More connections stay if they bring so much more.
 _FASTER: Final = 1.1
+#: Periods of which the best counts: disks and networks come in bursts.
+_RECENT: Final = 4
 #: Periods between attempts to go faster once one did not help, and after the server asked for less.
 _PATIENCE: Final = 20
 _RESPECT: Final = 40
@@ -28,7 +31,8 @@ class Pace:
         self._lock = Lock()
         self._since: float | None = None
         self._bytes = 0
-        self._before: tuple[int, float] | None = None  # the limit that was left for a higher one, and its rate
+        self._rates: deque[float] = deque([0.0], maxlen=_RECENT)
+        self._before: tuple[int, float] | None = None  # the limit that was left for a higher one, and its best rate
         self._rest = 0
 
     def slow_down(self) -> None:
@@ -57,7 +61,8 @@ class Pace:
         elif self._rest > 0:
             self._rest -= 1
         elif rate > 0 and limit < limits.MOST_CONNECTIONS and self._lanes.busy:
-            self._before = (limit, rate)
+            self._before = (limit, max(rate, *self._rates))
             self._lanes.limit = min(2 * limit, limits.MOST_CONNECTIONS)
         else:
             self._before = None
+        self._rates.append(rate)

@@ -144,6 +144,7 @@ class FileReading:
                     hasher.update(piece)
                     position += len(piece)
                     self.counter.add(len(piece))
+                    del piece  # before the next one is there
             except SourceUnavailable as error:
                 if not error.retryable:
                     raise

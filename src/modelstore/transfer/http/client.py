@@ -29,7 +29,8 @@ from modelstore.transfer.http.pool import Pools, TooSlow
 
 __all__ = ["HttpClient"]
 
-PIECE: Final = 1024 * 1024
+#: Bytes per read: large enough for few calls, small enough that 64 connections do not show in the resident size.
+PIECE: Final = 512 * 1024
 
 
 class HttpClient:
@@ -103,6 +104,7 @@ class HttpClient:
         with _translated(file):
             while piece := response.read1(PIECE, decode_content=False):
                 yield piece
+                del piece  # before the next one is there
 
     @contextmanager
     def _open(self, file: HttpFile, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
