@@ -7,7 +7,14 @@ from functools import partial
 from threading import Lock
 
 from modelstore.digest import CHUNK_SIZE, ChunkSums, chunk_hasher
-from modelstore.errors import SourceCorrupt, SourceUnavailable
+from modelstore.errors import (
+    BlobCorrupt,
+    SourceCorrupt,
+    SourceNotFound,
+    SourceUnauthorized,
+    SourceUnavailable,
+    StoreError,
+)
 from modelstore.tiers.base import FileIngest, Ingest, SupportsResume, Tier
 from modelstore.transfer.effort import Counter, Effort, Stopped
 from modelstore.transfer.job import Brought, Job
@@ -73,10 +80,17 @@ class FileReading:
             self._file = file
             try:
                 yield file
-            except (SourceUnavailable, Stopped):
-                if self._effort.keep:  # what was journalled is good; wrong bytes and a broken disk are another matter
+            except BaseException as error:
+                if self._effort.keep and self._is_elsewhere(error):
                     file.keep()
                 raise
+
+    def _is_elsewhere(self, error: BaseException) -> bool:
+        """Whether what was journalled is still good: not so with wrong bytes, a full disk or a broken one."""
+        if isinstance(error, StoreError):
+            theirs = self._job.tier is not None and error.tier == self._job.tier
+            return theirs and (self._sums is not None or not isinstance(error, BlobCorrupt))
+        return isinstance(error, (SourceUnavailable, SourceUnauthorized, SourceNotFound, Stopped, KeyboardInterrupt))
 
     # -- in ranges --------------------------------------------------------------------------------------------------
 

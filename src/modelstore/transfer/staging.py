@@ -63,6 +63,7 @@ class StagedFile:
         self._over = self._kept = self._journalled = False
         self._path = f"{folder}/{staged_name(identity)}"
         self._fd = self._donor = -1
+        self._donor_path = ""
         self._journal: Journal | None = None
         self._chunks: dict[int, str] = {}
         try:
@@ -104,6 +105,7 @@ class StagedFile:
         with suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self._donor = os.open(leftover.path + STAGED, flags)
+            self._donor_path = leftover.path
             self._chunks = dict(leftover.chunks)
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -182,6 +184,8 @@ class StagedFile:
             drop_cached(self._fd, 0, self._size)
         with self._tier.errors("publish"):
             self._tier.publish(self._path + STAGED, digest, sums, found)
+        if self._donor_path:  # whoever may still write there finds the blob published
+            _remove(self._donor_path)
         return digest
 
     # -- letting go -------------------------------------------------------------------------------------------------
@@ -193,16 +197,20 @@ class StagedFile:
         """Let go of the file; unless it was published, or is kept to be resumed, it is gone."""
         if self._journal:
             self._journal.close()
-        if not (self._kept and self._journalled and not self._over):
-            for ending in (STAGED, JOURNAL) if self._path else ():
-                with suppress(OSError):
-                    os.unlink(self._path + ending)
+        if self._path and not (self._kept and self._journalled and not self._over):
+            _remove(self._path)
         for fd in (self._fd, self._donor):
             if fd >= 0:
                 with suppress(OSError):
                     os.close(fd)
         self._path, self._journal = "", None
         self._fd = self._donor = -1
+
+
+def _remove(path: str) -> None:
+    for ending in (STAGED, JOURNAL):
+        with suppress(OSError):
+            os.unlink(path + ending)
 
 
 def _readable(fd: int, start: int, stop: int) -> Iterator[bytes]:
