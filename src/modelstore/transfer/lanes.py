@@ -56,9 +56,9 @@ class Lanes:
         """Take no more work; threads end after what they are at."""
         with self._wake:
             self._closed = True
-            for lane in self._lanes:
-                for future, _ in lane:
-                    future.cancel()
+            for future in [future for lane in self._lanes for future, _ in lane]:
+                future.cancel()
+                future.set_running_or_notify_cancel()  # or whoever waits for it does so for ever
             self._lanes.clear()
             self._wake.notify_all()
 
