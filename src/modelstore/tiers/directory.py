@@ -97,8 +97,10 @@ class DirectoryTier(TierFiles):
     def _prepare(self) -> None:
         """Make what writing needs; cheap when it is there."""
         self._open()
-        folders = [self._blobs, *(f"{self._own}/{name}" for name in _FOLDERS)]
         marker = f"{self._own}/format.json"  # written last
+        if self._swept and os.path.exists(marker) and os.path.isdir(self._blobs) and os.path.isdir(self._staging):
+            return
+        folders = [self._blobs, *(f"{self._own}/{name}" for name in _FOLDERS)]
         if os.path.exists(marker) and all(map(os.path.isdir, folders)):
             self._sweep()
             return
@@ -233,15 +235,16 @@ class DirectoryTier(TierFiles):
         leftovers = find_leftovers(self._staging, identity, size) if self.is_local() else []
         return leftovers[0].bytes if leftovers else 0
 
-    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> None:
-        """Give a finished staged file its name, unless the same blob is there already. Called by ``commit``."""
+    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
+        """Give a finished staged file its name; False if the same blob was there already. Called by ``commit``."""
         current = self._lstat(digest)
         record = self._read_record(digest)
         if current and record and record.is_of(current):
-            return
+            return False
         os.rename(staged, self._blob_path(digest))
         self._names.sync()
         self._write_record(digest, sums, found)
+        return True
 
     def quarantine(self, digest: Digest) -> None:
         self._prepare()

@@ -30,8 +30,8 @@ class Publisher(Protocol):
         """Translate :class:`OSError` into the tier's errors."""
         ...
 
-    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> None:
-        """Rename the staged file to its final name, durably, unless the same blob is there already."""
+    def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
+        """Rename the staged file to its final name, durably; False if the same blob is there already."""
         ...
 
 
@@ -60,7 +60,7 @@ class StagedFile:
         self._sha256 = hashlib.sha256()
         self._hashed = 0
         self._unsettled: list[tuple[int, int]] = []
-        self._over = self._kept = self._journalled = False
+        self._over = self._published = self._kept = self._journalled = False
         self._path = f"{folder}/{staged_name(identity)}"
         self._fd = self._donor = -1
         self._donor_path = ""
@@ -183,9 +183,9 @@ class StagedFile:
         if not self._keep_cache:
             drop_cached(self._fd, 0, self._size)
         with self._tier.errors("publish"):
-            self._tier.publish(self._path + STAGED, digest, sums, found)
+            self._published = self._tier.publish(self._path + STAGED, digest, sums, found)
         if self._donor_path:  # whoever may still write there finds the blob published
-            _remove(self._donor_path)
+            _remove(self._donor_path + STAGED, self._donor_path + JOURNAL)
         return digest
 
     # -- letting go -------------------------------------------------------------------------------------------------
@@ -195,10 +195,13 @@ class StagedFile:
 
     def discard(self) -> None:
         """Let go of the file; unless it was published, or is kept to be resumed, it is gone."""
+        kept = self._kept and self._journalled and not self._over
+        if self._path and not self._published and not kept:
+            _remove(self._path + STAGED)
         if self._journal:
             self._journal.close()
-        if self._path and not (self._kept and self._journalled and not self._over):
-            _remove(self._path)
+            if not kept:
+                _remove(self._path + JOURNAL)
         for fd in (self._fd, self._donor):
             if fd >= 0:
                 with suppress(OSError):
@@ -207,10 +210,10 @@ class StagedFile:
         self._fd = self._donor = -1
 
 
-def _remove(path: str) -> None:
-    for ending in (STAGED, JOURNAL):
+def _remove(*paths: str) -> None:
+    for path in paths:
         with suppress(OSError):
-            os.unlink(path + ending)
+            os.unlink(path)
 
 
 def _readable(fd: int, start: int, stop: int) -> Iterator[bytes]:

@@ -146,7 +146,7 @@ class HttpClient:
     def _send(self, file: HttpFile, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
         own = file.headers if origin_of(url) == origin_of(file.url) else {}
         with _translated(file):
-            return self._pools.of(url).request(
+            return self._pools.of(url).urlopen(
                 "GET",
                 url,
                 headers={**self._headers, **headers, **own},
