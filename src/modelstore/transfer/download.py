@@ -34,8 +34,8 @@ def download(
 ) -> list[Brought]:
     """Bring every job's blob into ``tier``; what came of each, in the order of the jobs.
 
-    ``connections`` ranges are read at once, or as many as help; as many files of several chunks as there are cores are
-    open, so that each core hashes one. ``progress`` is called from this thread. Raises the first failure, or
+    At most ``connections`` ranges are read at once, or as many as help; as many files of several chunks as there are
+    cores are open, so that each core hashes one. ``progress`` is called from this thread. Raises the first failure, or
     ``Cancelled`` once ``cancel`` is set; blobs that were complete by then stay, and what was journalled of others.
     """
     check_space(jobs, tier)
@@ -73,8 +73,8 @@ class _Engine:
         self._total = sum(job.file.size for job in jobs)
         self._keep_cache = fits_in_memory(self._total)
         self._lanes = Lanes(connections or limits.FIRST_CONNECTIONS)
-        self._pace = Pace(self._lanes, connections)
-        self._effort = Effort(self._pace, sum(len(plan_chunks(job.file.size)) for job in jobs))
+        self._pace = Pace(self._lanes, connections or limits.MOST_CONNECTIONS)
+        self._effort = Effort(self._lanes, self._pace, sum(len(plan_chunks(job.file.size)) for job in jobs))
 
     def run(self) -> list[Brought]:
         futures: dict[int, Future[Brought]] = {}
@@ -130,6 +130,7 @@ class _Engine:
         tries = 0
         again = True
         while True:
+            asked = time.monotonic()
             reading = FileReading(job, self._tier, self._lanes, self._effort, keep_cache=self._keep_cache)
             try:
                 brought = reading.run()
@@ -140,7 +141,7 @@ class _Engine:
                 if job.file.ranges or not error.retryable:
                     raise
                 tries += 1
-                self._effort.pause(error, tries)
+                self._effort.pause(error, tries, asked)
             except (SourceCorrupt, BlobCorrupt):
                 # What an earlier attempt left may be what is wrong: without it, once.
                 if not (again and reading.counter.resumed):

@@ -5,6 +5,7 @@ from threading import Event, Lock
 
 from modelstore.errors import SourceUnavailable
 from modelstore.transfer import limits
+from modelstore.transfer.lanes import Lanes
 from modelstore.transfer.pace import Pace
 
 __all__ = ["Counter", "Effort", "Stopped"]
@@ -20,10 +21,11 @@ class Effort:
     ``bytes`` are staged by now, ``resumed`` of them by an earlier attempt.
     """
 
-    def __init__(self, pace: Pace, chunks: int) -> None:
+    def __init__(self, lanes: Lanes, pace: Pace, chunks: int) -> None:
         self.stop = Event()
         self.keep = True
         self.bytes = self.resumed = self.files = 0
+        self._lanes = lanes
         self._pace = pace
         self._failures = 0
         self._budget = limits.FETCH_TRIES + chunks
@@ -40,18 +42,22 @@ class Effort:
         with self._lock:
             self.files += 1
 
-    def pause(self, problem: SourceUnavailable, tries: int) -> None:
-        """Wait before the next try, the ``tries``-th in a row that came to nothing; or give up, and raise."""
+    def pause(self, problem: SourceUnavailable, tries: int, asked: float) -> None:
+        """Wait before the next try, after ``tries`` in a row that came to nothing; or give up, and raise.
+
+        The last of them was made at ``asked``, in seconds of ``time.monotonic``.
+        """
         with self._lock:
-            self._failures += 1
+            self._failures += 1 if tries else 0
             spent = self._failures > self._budget
         if problem.overloaded:
-            self._pace.slow_down()
+            self._pace.slow_down(asked)
         if spent or tries >= limits.TRIES:
             raise problem
         # Full jitter, so that the chunks of many processes do not come back together.
         delay = min(limits.LONGEST_DELAY, limits.FIRST_DELAY * 2**tries) * random.random()  # noqa: S311
-        if self.stop.wait(max(delay, problem.retry_after or 0.0)):
+        seconds = max(delay, problem.retry_after or 0.0)
+        if self._lanes.step_aside(lambda: self.stop.wait(seconds)) or self.stop.is_set():
             raise Stopped
 
 

@@ -3,12 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from threading import Condition, Thread
-from typing import Any, TypeVar
+from threading import Condition, Thread, current_thread
+from typing import Any, Final, TypeVar
 
 __all__ = ["Lanes"]
 
 T = TypeVar("T")
+_NAME: Final = "modelstore-range"
 _Lane = deque[tuple["Future[Any]", Callable[[], Any]]]
 
 
@@ -52,6 +53,21 @@ class Lanes:
             self._wake.notify_all()
         return futures
 
+    def step_aside(self, wait: Callable[[], T]) -> T:
+        """Run ``wait`` in a task that has nothing to do meanwhile, and go on when there is room for it again."""
+        if current_thread().name != _NAME:
+            return wait()  # not one of the workers
+        with self._wake:
+            self._running -= 1
+            self._wake.notify_all()
+        try:
+            return wait()
+        finally:
+            with self._wake:
+                while self._running >= self._limit and not self._closed:
+                    self._wake.wait()
+                self._running += 1
+
     def close(self) -> None:
         """Take no more work; threads end after what they are at."""
         with self._wake:
@@ -66,7 +82,7 @@ class Lanes:
         waiting = sum(map(len, self._lanes)) + self._running
         while self._threads < min(self._limit, waiting) and not self._closed:
             # A daemon: one that waits for the network must not hold the interpreter up at exit.
-            Thread(target=self._work, name="modelstore-range", daemon=True).start()
+            Thread(target=self._work, name=_NAME, daemon=True).start()
             self._threads += 1
 
     def _work(self) -> None:
@@ -84,7 +100,7 @@ class Lanes:
                 del future, task, taken  # what they refer to may be large
                 with self._wake:
                     self._running -= 1
-                    self._wake.notify()
+                    self._wake.notify_all()  # not all wait for the same
 
     def _take(self) -> tuple["Future[Any]", Callable[[], Any]] | None:
         with self._wake:

@@ -1,5 +1,6 @@
-"""How many ranges to read at once, where nobody has said: as many as make it faster, and fewer where that hurts."""
+"""How many ranges to read at once: as many as make it faster, and fewer where that hurts."""
 
+import time
 from collections import deque
 from threading import Lock
 from typing import Final
@@ -21,31 +22,31 @@ _RESPECT: Final = 40
 class Pace:
     """Doubles the connections while throughput grows by a tenth or more; halves them when the server is overloaded.
 
-    Slow start and multiplicative decrease, as TCP has them (RFC 5681). ``tick`` is called by one thread, ``slow_down``
-    by any.
+    Never more than ``most``. Slow start and multiplicative decrease, as TCP has them (RFC 5681). ``tick`` is called by
+    one thread, ``slow_down`` by any.
     """
 
-    def __init__(self, lanes: Lanes, fixed: int | None) -> None:
+    def __init__(self, lanes: Lanes, most: int) -> None:
         self._lanes = lanes
-        self._fixed = fixed is not None
+        self._most = most
         self._lock = Lock()
+        self._slowed = 0.0
         self._since: float | None = None
         self._bytes = 0
         self._rates: deque[float] = deque([0.0], maxlen=_RECENT)
         self._before: tuple[int, float] | None = None  # the limit that was left for a higher one, and its best rate
         self._rest = 0
 
-    def slow_down(self) -> None:
-        """The server is overloaded, or says so."""
+    def slow_down(self, asked: float) -> None:
+        """The server is overloaded, or says so, to a request made at ``asked`` (seconds of ``time.monotonic``)."""
         with self._lock:
-            if not self._fixed and self._rest < _RESPECT - 1:  # once in a period: all connections are told at once
+            if asked >= self._slowed:  # the others that were made before are answered the same, and mean no more
+                self._slowed = time.monotonic()
                 self._lanes.limit = max(1, self._lanes.limit // 2)
                 self._before, self._rest = None, _RESPECT
 
     def tick(self, now: float, total: int) -> None:
         """``total`` bytes have come until ``now`` (seconds of any clock)."""
-        if self._fixed:
-            return
         if self._since is None:
             self._since, self._bytes = now, total
         elif (seconds := now - self._since) >= limits.PACE_SECONDS:
@@ -60,9 +61,9 @@ class Pace:
             self._before, self._rest = None, _PATIENCE
         elif self._rest > 0:
             self._rest -= 1
-        elif rate > 0 and limit < limits.MOST_CONNECTIONS and self._lanes.busy:
+        elif rate > 0 and limit < self._most and self._lanes.busy:
             self._before = (limit, max(rate, *self._rates))
-            self._lanes.limit = min(2 * limit, limits.MOST_CONNECTIONS)
+            self._lanes.limit = min(2 * limit, self._most)
         else:
             self._before = None
         self._rates.append(rate)

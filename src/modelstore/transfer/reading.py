@@ -1,5 +1,6 @@
 """One file: its chunks read in parallel into a staged file, hashed behind, published."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
@@ -149,7 +150,7 @@ class FileReading:
         hasher = chunk_hasher()
         position, tries = chunk.start, 0
         while position < chunk.stop:
-            begun = position
+            begun, others, asked = position, self._effort.bytes, time.monotonic()
             problem: SourceUnavailable | None = None
             try:
                 for piece in job.reader.open_range(job.file, position, chunk.stop):
@@ -164,8 +165,11 @@ class FileReading:
                     raise
                 problem = error
             if position < chunk.stop:
+                problem = problem or self._cut_off(position)
                 tries = 1 if position > begun else tries + 1
-                self._effort.pause(problem or self._cut_off(position), tries)
+                if problem.overloaded and self._effort.bytes > others:
+                    tries = 0  # the server is busy with the rest of us
+                self._effort.pause(problem, tries, asked)
         return str(hasher.hexdigest())
 
     # -- in one stream ----------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What an answer must be before it is believed: status, encoding, range, length, validator (RFC 9110 §13 to §15)."""
 
-import ipaddress
 import re
 import time
 from email.utils import parsedate_to_datetime
@@ -11,6 +10,7 @@ from urllib3 import BaseHTTPResponse
 
 from modelstore.errors import SourceChanged, SourceNotFound, SourceUnauthorized, SourceUnavailable
 from modelstore.transfer import limits
+from modelstore.transfer.http.addresses import refuse_inside
 from modelstore.transfer.http.file import HttpFile, origin_of
 
 __all__ = [
@@ -98,6 +98,8 @@ def retry_after(value: str | None) -> float | None:
 def content_range(file: HttpFile, response: BaseHTTPResponse) -> tuple[int, int, int]:
     """First byte, last byte and total of a 206."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.headers.get("Content-Type", "").lower().startswith("multipart/"):
+        match = None  # the range is somewhere inside
     if not match:
         raise SourceUnavailable(f"{file.shown} answered a range without saying which", retryable=False)
     first, last, total = (int(group) for group in match.groups())
@@ -109,8 +111,8 @@ def content_range(file: HttpFile, response: BaseHTTPResponse) -> tuple[int, int,
 
 def declared_length(response: BaseHTTPResponse) -> int | None:
     """Bytes that the body is said to have. ``check_answer`` has seen to it that it is a number."""
-    length = response.headers.get("Content-Length")
-    return None if length is None else int(length)
+    lengths = response.headers.getlist("Content-Length")
+    return int(lengths[0]) if lengths else None
 
 
 def empty_size(file: HttpFile, response: BaseHTTPResponse) -> int:
@@ -148,18 +150,6 @@ def redirect_target(file: HttpFile, url: str, location: str) -> str:
         raise SourceUnavailable(f"{file.shown} redirects to something that is not a web address", retryable=False)
     if scheme == "http" and urlsplit(url).scheme == "https":
         raise SourceUnavailable(f"{file.shown} redirects from https to plain http", retryable=False)
-    if _is_inside(host) and not _is_inside(urlsplit(url).hostname or ""):
-        raise SourceUnavailable(f"{file.shown} redirects to an address of this machine itself", retryable=False)
+    if host != urlsplit(url).hostname:
+        refuse_inside(file.shown, host, urlsplit(url).hostname or "")
     return target
-
-
-def _is_inside(host: str) -> bool:
-    """Loopback and link-local addresses: what listens there (a cloud's metadata, say) is not for others to name."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_link_local or mapped.is_unspecified)

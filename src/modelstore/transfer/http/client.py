@@ -120,6 +120,7 @@ class HttpClient:
             with self._lock:
                 self._live.discard(response)
             if response.length_remaining == 0:  # the next request may use the connection; otherwise it may not
+                response.drain_conn()  # of nothing: an empty body, too, has to be read for that
                 response.release_conn()
             else:
                 response.close()

@@ -1,9 +1,9 @@
 """Connections with deadlines. urllib3's timeouts are for one ``recv`` each, so a drip of bytes would hold for ever."""
 
+import errno
 import io
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http.client import HTTPResponse
@@ -16,6 +16,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from modelstore.transfer import limits
+from modelstore.transfer.http.addresses import is_metadata
 from modelstore.transfer.http.file import origin_of
 
 __all__ = ["Pools", "TooSlow"]
@@ -158,40 +159,47 @@ class _Response(HTTPResponse):
         self._wire.header_ended()
 
 
-class _HttpConnection(HTTPConnection):
-    response_class = _Response
+class _Guarded(HTTPConnection):
+    """What both kinds of connection do besides: they can be interrupted, clean up, and know where not to go."""
+
+    _answer: HTTPResponse | None = None
 
     def __init__(self, *args: Any, waiting: set[socket.socket], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting = waiting
 
+    def connect(self) -> None:
+        super().connect()
+        peer = self.sock.getpeername()[0] if self.sock.family in (socket.AF_INET, socket.AF_INET6) else ""
+        if peer and is_metadata(peer) and peer != self.host.strip("[]"):
+            # A name that led elsewhere when it was looked at leads there now, or it always did.
+            self.close()
+            raise OSError(errno.EACCES, "its name leads to a link-local address")
+
+    def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
+        self._answer = _Response(sock, *args, **kwargs)
+        return self._answer
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
-        return _while_waiting(self._waiting, self.sock, super().getresponse)
+        sock = self.sock
+        self._waiting.add(sock)
+        try:
+            return super().getresponse()
+        except BaseException:
+            if self._answer:
+                self._answer.close()
+            raise
+        finally:
+            self._answer = None
+            self._waiting.discard(sock)
 
 
-class _HttpsConnection(HTTPSConnection):
-    response_class = _Response
-
-    def __init__(self, *args: Any, waiting: set[socket.socket], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._waiting = waiting
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
-        return _while_waiting(self._waiting, self.sock, super().getresponse)
-
-
-def _while_waiting(
-    waiting: set[socket.socket], sock: socket.socket, get: Callable[[], urllib3.HTTPResponse]
-) -> urllib3.HTTPResponse:
-    waiting.add(sock)
-    try:
-        return get()
-    finally:
-        waiting.discard(sock)
+class _HttpsConnection(_Guarded, HTTPSConnection):
+    pass
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HttpConnection
+    ConnectionCls = _Guarded
 
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):

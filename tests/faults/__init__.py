@@ -1,0 +1,1 @@
+"""A scriptable fault server and the matrix of HTTP faults."""
