@@ -7,14 +7,14 @@ from dataclasses import replace
 from threading import Event
 from typing import Final
 
-from modelstore.digest import ChunkSums, Digest
+from modelstore.digest import CHUNK_SIZE, ChunkSums, Digest
 from modelstore.errors import Cancelled, SourceChanged, SourceCorrupt, SourceUnavailable, StoreError
 from modelstore.manifest import FileEntry, Manifest, Ref
 from modelstore.model import Found
 from modelstore.progress import Progress
 from modelstore.source_url import SourceURL
 from modelstore.sources.base import Resolved, Source, SourceFile
-from modelstore.tiers.base import Tier
+from modelstore.tiers.base import SupportsResume, Tier
 from modelstore.transfer.download import Job, download
 
 __all__ = ["Bringer", "now", "put"]
@@ -128,6 +128,7 @@ class Bringer:
         put(self._home, manifest.raw)
         ref = self._ref(resolved, manifest, known, brought)
         self._home.write_ref(self._url.key, ref)
+        self._forget(resolved)
         return Found(ref, manifest)
 
     def _check_listing(self, resolved: Resolved) -> None:
@@ -193,6 +194,8 @@ class Bringer:
         self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]
     ) -> tuple[dict[str, Digest], set[str]]:
         """Have every file's blob in ``home``; the digests by path, and the paths that were read from the source."""
+        finished = self._finished(resolved, expected)
+        expected = {**expected, **finished}
         brought: list[Digest] | None = None
         while brought is None:
             jobs = self._plan(source, resolved, expected)
@@ -200,8 +203,27 @@ class Bringer:
         digests = dict(zip(jobs, brought, strict=True))
         total = sum(file.size for file in resolved.files)
         self.bytes["reused"] += total - sum(job.file.size for job in jobs.values())
-        read = {job.file.path for job in jobs.values() if job.tier is None}
+        read = {job.file.path for job in jobs.values() if job.tier is None} | finished.keys()
         return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}, read
+
+    def _finished(self, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str, Digest]:
+        """The files of unknown digest that an attempt which was killed had brought as a whole."""
+        found: dict[str, Digest] = {}
+        if isinstance(self._home, SupportsResume):
+            for file in resolved.files:
+                identity = self._identity(file)
+                if identity and file.size > CHUNK_SIZE and file.path not in expected:
+                    digest = self._home.finished(identity, file.size)
+                    if digest and not self._home.missing([digest]):
+                        found[file.path] = digest
+        return found
+
+    def _forget(self, resolved: Resolved) -> None:
+        """Drop what was remembered for ``_finished``."""
+        for file in resolved.files if isinstance(self._home, SupportsResume) else ():
+            identity = self._identity(file) if file.size > CHUNK_SIZE else None
+            if identity and isinstance(self._home, SupportsResume):
+                self._home.forget(identity)
 
     def _plan(self, source: Source, resolved: Resolved, expected: Mapping[str, Digest]) -> dict[str | Digest, Job]:
         """What has to be brought, and from where: by digest, or by path where that is not known yet."""

@@ -85,13 +85,18 @@ class Tiers:
     def entries(self) -> tuple[Entry, ...]:
         """Every model that some tier knows, by source URL."""
         entries: dict[CacheKey, Entry] = {}
+        failures: list[StoreError] = []
         for tier in self.usable():
             try:
                 for key, ref in tier.refs():
                     if key not in entries:
                         entries[key] = Entry(key, ref, self._manifest(ref.manifest), tier.name)
             except StoreError as error:
-                self._warn(error)
+                failures.append(error)
+                if len(self.all) > 1:
+                    self._warn(error)
+        if len(failures) == len(self.all):
+            raise _joined(failures)
         return tuple(sorted(entries.values(), key=lambda entry: entry.ref.source))
 
     def check_target(self, to: str | os.PathLike[str]) -> str:

@@ -217,6 +217,15 @@ class SupportsResume(Protocol):
         """How many bytes an earlier attempt has taken that the next one will not take again."""
         ...
 
+    def finished(self, identity: Digest, size: int) -> Digest | None:
+        """The digest under which an attempt published the bytes of ``identity``, if it was killed before it could do
+        more. The blob may be gone by now."""
+        ...
+
+    def forget(self, identity: Digest) -> None:
+        """A ref names the bytes now: nothing need be remembered for ``finished``."""
+        ...
+
 
 @runtime_checkable
 class SupportsVerify(Protocol):

@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 from modelstore.config import TierConfig
@@ -15,7 +15,7 @@ from modelstore.errors import BlobCorrupt, BlobNotFound, TierUnavailable
 from modelstore.manifest import Ref, SumsRecord, canonical_json
 from modelstore.source_url import CacheKey
 from modelstore.tiers.base import BlobInfo
-from modelstore.transfer import limits
+from modelstore.transfer.area import StagingArea
 from modelstore.transfer.files import (
     GroupSync,
     atomic_write,
@@ -24,7 +24,6 @@ from modelstore.transfer.files import (
     make_dirs,
     read_pieces,
 )
-from modelstore.transfer.leftovers import find_leftovers, sweep_staged
 from modelstore.transfer.staging import StagedFile
 from modelstore.transfer.tier_files import TierFiles
 
@@ -56,6 +55,7 @@ class DirectoryTier(TierFiles):
         self._blobs = f"{self.root}/blobs"
         self._own = f"{self.root}/.modelstore"
         self._staging = f"{self._own}/ingest"
+        self._area = StagingArea(self._staging, self)
         self._names = GroupSync(self._blobs)
         self._reserve = config.reserve
         self._opened = self._swept = False
@@ -118,7 +118,7 @@ class DirectoryTier(TierFiles):
         """Drop what killed processes left behind, once per tier object."""
         if not self._swept:
             self._swept = True
-            sweep_staged(self._staging, limits.DEAD_HERE_AFTER if self.is_local() else limits.DEAD_AFTER)
+            self._area.sweep()
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
@@ -211,29 +211,20 @@ class DirectoryTier(TierFiles):
     def ingest(self, size: int, expected: Digest | None) -> AbstractContextManager[StagedFile]:
         return self.resume(size, expected, None, keep_cache=True)
 
-    @contextmanager
     def resume(
         self, size: int, expected: Digest | None, identity: Digest | None, *, keep_cache: bool
-    ) -> Iterator[StagedFile]:
+    ) -> AbstractContextManager[StagedFile]:
         self._prepare()
-        with self.errors("stage"):
-            staged = StagedFile(
-                self._staging,
-                size,
-                expected,
-                self,
-                identity=identity,
-                local=identity is not None and self.is_local(),
-                keep_cache=keep_cache,
-            )
-        try:
-            yield staged
-        finally:
-            staged.discard()
+        return self._area.begin(size, expected, identity, keep_cache=keep_cache)
 
     def resumable(self, identity: Digest, size: int) -> int:
-        leftovers = find_leftovers(self._staging, identity, size) if self.is_local() else []
-        return leftovers[0].bytes if leftovers else 0
+        return self._area.resumable(identity, size)
+
+    def finished(self, identity: Digest, size: int) -> Digest | None:
+        return self._area.finished(identity, size)
+
+    def forget(self, identity: Digest) -> None:
+        self._area.forget(identity)
 
     def publish(self, staged: str, digest: Digest, sums: ChunkSums, found: os.stat_result) -> bool:
         """Give a finished staged file its name; False if the same blob was there already. Called by ``commit``."""
@@ -241,7 +232,13 @@ class DirectoryTier(TierFiles):
         record = self._read_record(digest)
         if current and record and record.is_of(current):
             return False
-        os.rename(staged, self._blob_path(digest))
+        try:
+            os.rename(staged, self._blob_path(digest))
+        except FileNotFoundError:
+            # Where locks lie, another process may have taken the staged file over, and published it.
+            if self._holds(digest):
+                return False
+            raise
         self._names.sync()
         self._write_record(digest, sums, found)
         return True
@@ -389,8 +386,7 @@ class DirectoryTier(TierFiles):
             logger.debug("tier %s: %s was not written: %s", self.name, path, error)
 
     def reclaim(self, keep: Collection[Digest]) -> None:
-        # On a local file system a lock that can be had proves its owner dead, however short ago it wrote.
-        sweep_staged(self._staging, limits.LOCK_SECONDS if self.is_local() else limits.DEAD_AFTER, keep)
+        self._area.reclaim(keep)
 
     def free_bytes(self) -> int:
         size, free = self.space()

@@ -3,6 +3,7 @@
     {"chunk_size":16777216,"identity":"<64 hex>","size":<bytes>,"version":1}
     <chunk index> <XXH3-128, 32 hex>
     …
+    done <SHA-256, 64 hex>
 
 A journal is only a hint. Every chunk that it names is hashed again before it is used, so whatever is wrong with a
 journal costs bytes and never correctness: a line that cannot be read is passed over, a file that cannot is ignored.
@@ -14,15 +15,17 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from modelstore.digest import CHUNK_SIZE, Digest
 from modelstore.transfer.files import append, read_pieces
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["Journal", "Journalled", "read_journal"]
 
 VERSION: Final = 1
 _LINE: Final = re.compile(rb"(\d{1,9}) ([0-9a-f]{32})")
+_DONE: Final = re.compile(rb"done ([0-9a-f]{64})")
 _LONGEST_LINE: Final = 64
 _LONGEST_HEADER: Final = 512
 
@@ -39,6 +42,10 @@ class Journal:
     def record(self, index: int, chunk_sum: str) -> None:
         """A chunk is in the staged file, and has this XXH3-128."""
         self._write(_line(index, chunk_sum))
+
+    def done(self, digest: Digest) -> None:
+        """The whole file has this digest, and is about to be published."""
+        self._write(f"done {digest.hex}\n".encode())
 
     def _write(self, data: bytes) -> None:
         if not self._failed:
@@ -62,18 +69,29 @@ def _header(identity: Digest, size: int) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
-def read_journal(path: str, identity: Digest, size: int) -> Mapping[int, str]:
-    """The XXH3-128 of the chunks that a journal names, by index; nothing if it is of other bytes or cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Journalled:
+    """What a journal names: the XXH3-128 of chunks by index, and the digest of the whole, if it came to that."""
+
+    chunks: Mapping[int, str] = field(default_factory=dict)
+    done: Digest | None = None
+
+
+def read_journal(path: str, identity: Digest, size: int) -> Journalled:
+    """What a journal says of these bytes; nothing if it is one of others, or cannot be read."""
     chunks = -(-size // CHUNK_SIZE)
     raw = _read(path, _LONGEST_HEADER + 4 * chunks * _LONGEST_LINE)
     header, *lines = raw.split(b"\n")
     if not lines or header + b"\n" != _header(identity, size):
-        return {}
+        return Journalled()
     found: dict[int, str] = {}
+    done = None
     for line in lines[:-1]:  # what follows the last line's end was cut off while it was written
         if (match := _LINE.fullmatch(line)) and int(match[1]) < chunks:
             found[int(match[1])] = match[2].decode()
-    return found
+        elif match := _DONE.fullmatch(line):
+            done = Digest(match[1].decode())
+    return Journalled(found, done)
 
 
 def _read(path: str, longest: int) -> bytes:

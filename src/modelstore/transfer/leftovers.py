@@ -17,7 +17,17 @@ from modelstore.digest import CHUNK_SIZE, Digest
 from modelstore.transfer import limits
 from modelstore.transfer.journal import read_journal
 
-__all__ = ["JOURNAL", "STAGED", "Leftover", "find_leftovers", "staged_name", "sweep_staged", "take_over"]
+__all__ = [
+    "JOURNAL",
+    "STAGED",
+    "Leftover",
+    "find_finished",
+    "find_leftovers",
+    "forget",
+    "staged_name",
+    "sweep_staged",
+    "take_over",
+]
 
 STAGED: Final = ".staged"
 JOURNAL: Final = ".journal"
@@ -50,9 +60,38 @@ def find_leftovers(folder: str, identity: Digest, size: int) -> list[Leftover]:
         for name in os.listdir(folder):
             if name.startswith(f"{identity.hex[:32]}.") and name.endswith(STAGED):
                 path = f"{folder}/{name.removesuffix(STAGED)}"
-                if chunks := read_journal(path + JOURNAL, identity, size):
+                if chunks := read_journal(path + JOURNAL, identity, size).chunks:
                     found.append(Leftover(path, chunks))
     return sorted(found, key=lambda leftover: len(leftover.chunks), reverse=True)
+
+
+def find_finished(folder: str, identity: Digest, size: int) -> Digest | None:
+    """The digest under which these bytes were published by a process that was killed before it could say so."""
+    for path in _journals(folder, identity):
+        if done := read_journal(path, identity, size).done:
+            return done
+    return None
+
+
+def forget(folder: str, identity: Digest) -> None:
+    """Remove the journals of what was published: somebody has said so."""
+    for path in _journals(folder, identity):
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _journals(folder: str, identity: Digest) -> list[str]:
+    """The journals of these bytes that have no staged file beside them."""
+    with suppress(OSError):
+        names = set(os.listdir(folder))
+        return [
+            f"{folder}/{name}"
+            for name in names
+            if name.startswith(f"{identity.hex[:32]}.")
+            and name.endswith(JOURNAL)
+            and name.removesuffix(JOURNAL) + STAGED not in names
+        ]
+    return []
 
 
 def take_over(path: str, new: str, size: int) -> int | None:
@@ -123,7 +162,7 @@ def sweep_staged(folder: str, idle: float, keep: Collection[Digest] | None = Non
         for ending in (STAGED, JOURNAL):
             with suppress(OSError):
                 os.unlink(path.removesuffix(STAGED) + ending)
-    _sweep_journals(folder, now, idle)
+    _sweep_journals(folder, now)
 
 
 def _files(folder: str, now: float) -> Iterator[tuple[str, float]]:
@@ -135,14 +174,14 @@ def _files(folder: str, now: float) -> Iterator[tuple[str, float]]:
                     yield entry.path, now - entry.stat(follow_symlinks=False).st_mtime
 
 
-def _sweep_journals(folder: str, now: float, idle: float) -> None:
-    """Remove journals whose staged file is gone: it was published, or taken over."""
+def _sweep_journals(folder: str, now: float) -> None:
+    """Remove journals whose staged file is long gone: it was published, or taken over."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             path = entry.path.removesuffix(JOURNAL)
             if path != entry.path and not os.path.lexists(path + STAGED):
                 with suppress(OSError):
-                    if now - entry.stat(follow_symlinks=False).st_mtime >= idle:
+                    if now - entry.stat(follow_symlinks=False).st_mtime > limits.STALE_AFTER:
                         os.unlink(entry.path)
 
 

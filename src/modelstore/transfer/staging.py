@@ -60,7 +60,8 @@ class StagedFile:
         self._sha256 = hashlib.sha256()
         self._hashed = 0
         self._unsettled: list[tuple[int, int]] = []
-        self._over = self._published = self._kept = self._journalled = False
+        self._over = self._published = self._noted = self._kept = self._journalled = False
+        self._identity = identity
         self._path = f"{folder}/{staged_name(identity)}"
         self._fd = self._donor = -1
         self._donor_path = ""
@@ -182,8 +183,13 @@ class StagedFile:
             raise BlobCorrupt(f"the staged bytes have {digest}, not {self._expected}", tier=name, op="commit")
         if not self._keep_cache:
             drop_cached(self._fd, 0, self._size)
+        if self._journal and digest != self._identity:
+            self._journal.done(digest)  # killed before a ref says so, nobody would know
+            self._noted = True
         with self._tier.errors("publish"):
-            self._published = self._tier.publish(self._path + STAGED, digest, sums, found)
+            if not self._tier.publish(self._path + STAGED, digest, sums, found):
+                _remove(self._path + STAGED)
+            self._published = True
         if self._donor_path:  # whoever may still write there finds the blob published
             _remove(self._donor_path + STAGED, self._donor_path + JOURNAL)
         return digest
@@ -200,7 +206,7 @@ class StagedFile:
             _remove(self._path + STAGED)
         if self._journal:
             self._journal.close()
-            if not kept:
+            if not kept and not (self._published and self._noted):
                 _remove(self._path + JOURNAL)
         for fd in (self._fd, self._donor):
             if fd >= 0:

@@ -61,13 +61,22 @@ class TierFiles:
     def existing(self) -> str:
         """The root, or the nearest directory above it that is there already."""
         place = self.root
-        while not os.path.exists(place):
+        while not self._is_there(place):
             place = os.path.dirname(place)
         return place
 
+    def _is_there(self, path: str) -> bool:
+        with self.errors("stat"):
+            try:
+                os.stat(path)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                return False
+        return True
+
     def is_local(self) -> bool:
         """Whether a lock that can be had proves its owner dead."""
-        return is_local(self.existing())
+        with self.errors("stat"):
+            return is_local(self.existing())
 
     def space(self) -> tuple[int, int]:
         """Bytes that the file system has, and those that may still be written."""

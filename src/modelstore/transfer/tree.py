@@ -226,7 +226,7 @@ def withdraw(target: str) -> None:
     """Remove a published directory: first its name, then its files, so that no half of it is ever seen."""
     parent, name = os.path.split(target)
     hidden = f"{parent}/.{name}.{os.urandom(8).hex()}{_SUFFIX}"
-    with suppress(FileNotFoundError):
+    with _errors(target), suppress(FileNotFoundError):
         os.rename(target, hidden)
         fsync_dir(parent)
         _remove(hidden)

@@ -47,7 +47,7 @@ class HttpClient:
         with self._lock:
             live = list(self._live)
         for response in live:
-            with suppress(HTTPError, OSError, ValueError):
+            with suppress(HTTPError, OSError, ValueError, RuntimeError):  # it may end at this moment
                 response.shutdown()
         self._pools.close()
 
