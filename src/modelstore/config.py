@@ -32,7 +32,9 @@ class Reserve:
     @classmethod
     def parse(cls, value: Any) -> "Reserve":
         """Read bytes (``0``, ``"10GiB"``, ``"500MB"``, Kubernetes' ``"10Gi"``) or a share (``"15%"``)."""
-        match = _SIZE.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        if type(value) is int and 0 <= value < 2**63:
+            return cls(1.0, value)
+        match = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if match is None or (match[2] == "%" and float(match[1]) > 100):
             raise ConfigError(f"reserve is {value!r:.40}", hint='write "15%", "10GiB" or a number of bytes')
         number, unit = float(match[1]), (match[2] or "B").removesuffix("B")

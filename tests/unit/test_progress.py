@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelstore import progress
-from modelstore.progress import LogProgress, ProgressUpdate, TerminalProgress, human_size
+from modelstore.progress import LogProgress, ProgressUpdate, TerminalProgress, human_size, human_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,3 +110,80 @@ def test_the_bar_follows_the_bytes_back_and_forth() -> None:
     bar(update(4 * MIB, done=True))
     bar.close()
     assert bar._bar is None
+
+
+# -- how fast, and how long -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"), (0.4, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (123, "2:03"), (3599.6, "1:00:00"),
+        (3723, "1:02:03"), (360000, "100:00:00"),
+    ],
+)  # fmt: skip
+def test_human_time(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text
+
+
+def test_what_was_resumed_is_no_speed() -> None:
+    resumed = ProgressUpdate(3 * MIB, 4 * MIB, 0, 1, bytes_resumed=2 * MIB)
+    assert resumed.rate(2.0) == MIB / 2
+    assert resumed.eta(2.0) == 2.0
+    nothing_new = ProgressUpdate(2 * MIB, 4 * MIB, 0, 1, bytes_resumed=2 * MIB)
+    assert (nothing_new.rate(2.0), nothing_new.eta(2.0)) == (0.0, None)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_without_time_there_is_no_speed(seconds: float) -> None:
+    assert (update(MIB).rate(seconds), update(MIB).eta(seconds)) == (0.0, None)
+
+
+def test_at_the_end_nothing_is_left() -> None:
+    assert update(4 * MIB, done=True).eta(3.0) == 0.0
+
+
+@settings(deadline=None)
+@given(
+    total=st.integers(0, 10**15),
+    done=st.floats(0, 1),
+    resumed=st.floats(0, 1),
+    seconds=st.floats(1e-6, 1e7),
+)
+def test_the_rest_takes_what_the_rate_says(total: int, done: float, resumed: float, seconds: float) -> None:
+    bytes_done = int(total * done)
+    made = ProgressUpdate(bytes_done, total, 0, 1, bytes_resumed=int(bytes_done * resumed))
+    rate, eta = made.rate(seconds), made.eta(seconds)
+    assert rate >= 0
+    assert (eta is None) == (rate == 0)
+    if eta is not None:
+        assert eta * rate == pytest.approx(total - bytes_done, abs=1)
+        assert human_time(eta)
+
+
+def test_a_log_says_how_long_it_will_take(clock: Callable[[float], None]) -> None:
+    lines: list[str] = []
+    log = LogProgress(lines.append)
+    clock(10)
+    log(ProgressUpdate(3 * MIB, 4 * MIB, 0, 1, bytes_resumed=2 * MIB))
+    assert lines == ["3.0 MiB of 4.0 MiB (75%), 0/1 files, 102.4 KiB/s, 0:10 left"]
+    clock(20)
+    log(ProgressUpdate(3 * MIB, 4 * MIB, 0, 1, bytes_resumed=3 * MIB))
+    assert lines[1] == "3.0 MiB of 4.0 MiB (75%), 0/1 files, 0 B/s"
+
+
+def test_json_says_what_was_resumed(clock: Callable[[float], None]) -> None:
+    lines: list[str] = []
+    log = LogProgress(lines.append, as_json=True)
+    clock(10)
+    log(ProgressUpdate(MIB, 4 * MIB, 0, 1, bytes_resumed=MIB))
+    found = json.loads(lines[0])
+    assert (found["bytes_resumed"], found["bytes_per_second"], found["eta_seconds"]) == (MIB, 0, None)
+
+
+def test_the_bar_takes_what_was_resumed_for_where_it_began() -> None:
+    bar = TerminalProgress("a model", io.StringIO())
+    bar(ProgressUpdate(2 * MIB, 4 * MIB, 0, 1, bytes_resumed=2 * MIB))
+    assert (bar._bar.n, bar._bar.initial) == (2 * MIB, 2 * MIB)
+    assert bar._bar.format_dict["initial"] == 2 * MIB
+    bar.close()

@@ -223,7 +223,7 @@ class SupportsResume(Protocol):
         ...
 
     def forget(self, identity: Digest) -> None:
-        """A ref names the bytes now: nothing need be remembered for ``finished``."""
+        """The bytes are published, and known to be: nothing need be left of attempts at them."""
         ...
 
 

@@ -45,14 +45,14 @@ class StagingArea:
     def resumable(self, identity: Digest, size: int) -> int:
         """Bytes that an earlier attempt has taken, if its file is one to take over."""
         leftovers = find_leftovers(self.folder, identity, size) if self._tier.is_local() else []
-        return leftovers[0].bytes if leftovers else 0
+        return next((leftover.bytes for leftover in leftovers if leftover.is_dead), 0)
 
     def finished(self, identity: Digest, size: int) -> Digest | None:
         """The digest under which an earlier attempt published these bytes, if it was killed soon after."""
         return find_finished(self.folder, identity, size)
 
     def forget(self, identity: Digest) -> None:
-        """Drop what is remembered for ``finished``."""
+        """Drop what is left of attempts at bytes that are published."""
         forget(self.folder, identity)
 
     def sweep(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from threading import Event
 
-from modelstore.digest import CHUNK_SIZE
+from modelstore.digest import CHUNK_SIZE, Digest
 from modelstore.errors import BlobCorrupt, Cancelled, NoSpace, SourceCorrupt, SourceUnavailable
 from modelstore.progress import Progress, ProgressUpdate, human_size
 from modelstore.sources.base import RangesIgnored
@@ -47,7 +47,7 @@ def check_space(jobs: Sequence[Job], tier: Tier) -> None:
     if not isinstance(tier, SupportsFreeSpace):
         return
     needed = sum(job.file.size for job in jobs)
-    known = [job for job in jobs if job.identity and job.file.size > CHUNK_SIZE]
+    known = [job for job in jobs if job.identity and job.file.ranges and job.file.size > CHUNK_SIZE]
     if isinstance(tier, SupportsResume):
         needed -= sum(tier.resumable(job.identity, job.file.size) for job in known if job.identity)
     if tier.free_bytes() >= needed:
@@ -121,14 +121,13 @@ class _Engine:
 
     def _report(self, *, done: bool) -> None:
         if self._progress is not None:
-            effort = self._effort
-            update = ProgressUpdate(effort.bytes, self._total, effort.files, len(self._jobs), done, effort.resumed)
-            self._progress(update)
+            done_bytes, resumed, files = self._effort.state()
+            self._progress(ProgressUpdate(done_bytes, self._total, files, len(self._jobs), done, resumed))
 
     def _bring(self, job: Job) -> Brought:
         """One file, in a worker's thread or one of its own; in one stream if its server has no ranges after all."""
         tries = 0
-        again = True
+        wrong: Digest | None = None
         while True:
             asked = time.monotonic()
             reading = FileReading(job, self._tier, self._lanes, self._effort, keep_cache=self._keep_cache)
@@ -144,10 +143,12 @@ class _Engine:
                 self._effort.pause(error, tries, asked)
             except (SourceCorrupt, BlobCorrupt):
                 # What an earlier attempt left may be what is wrong: without it, once.
-                if not (again and reading.counter.resumed):
+                if not (job.identity and reading.counter.resumed):
                     raise
-                again = False
+                job, wrong = replace(job, identity=None), job.identity
             else:
+                if wrong and isinstance(self._tier, SupportsResume):
+                    self._tier.forget(wrong)
                 self._effort.file_done()
                 return brought
             reading.counter.undo()

@@ -37,6 +37,11 @@ class Effort:
             self.bytes += size
             self.resumed += resumed
 
+    def state(self) -> tuple[int, int, int]:
+        """``bytes``, ``resumed`` and ``files`` of one moment."""
+        with self._lock:
+            return self.bytes, self.resumed, self.files
+
     def file_done(self) -> None:
         """One more file is published."""
         with self._lock:

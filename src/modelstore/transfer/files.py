@@ -94,6 +94,12 @@ def _sync_file_range() -> Any:
     return function
 
 
+def _errno() -> int:
+    import ctypes
+
+    return ctypes.get_errno()
+
+
 def start_writing_back(fd: int, start: int, stop: int) -> None:
     """Have the disk begin with these bytes now, so that little is left for the ``fsync`` at the end. No promise."""
     if function := _sync_file_range():
@@ -101,9 +107,14 @@ def start_writing_back(fd: int, start: int, stop: int) -> None:
 
 
 def drop_cached(fd: int, start: int, stop: int) -> None:
-    """Take these bytes out of the page cache once they are on the disk. Advice: what fails, fails silently."""
+    """Take these bytes out of the page cache once they are on the disk.
+
+    Raises :class:`OSError` if they cannot get there: the kernel says so once, and a later ``fsync`` would succeed.
+    """
     if function := _sync_file_range():
-        function(fd, start, stop - start, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+        failed = function(fd, start, stop - start, _WAIT_BEFORE | _WRITE | _WAIT_AFTER) != 0
+        if failed and (number := _errno()) in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number))
     with suppress(OSError):
         os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 

@@ -21,7 +21,7 @@ class Lanes:
         self._limit = limit
         self._lanes: deque[_Lane] = deque()
         self._wake = Condition()
-        self._running = self._threads = 0
+        self._running = self._aside = self._threads = 0
         self._closed = False
 
     @property
@@ -47,7 +47,9 @@ class Lanes:
         lane: _Lane = deque((Future(), task) for task in tasks)
         futures = [future for future, _ in lane]
         with self._wake:
-            if lane:
+            if self._closed:
+                _cancel(futures)
+            elif lane:
                 self._lanes.append(lane)
             self._start_threads()
             self._wake.notify_all()
@@ -59,11 +61,14 @@ class Lanes:
             return wait()  # not one of the workers
         with self._wake:
             self._running -= 1
+            self._aside += 1
+            self._start_threads()
             self._wake.notify_all()
         try:
             return wait()
         finally:
             with self._wake:
+                self._aside -= 1
                 while self._running >= self._limit and not self._closed:
                     self._wake.wait()
                 self._running += 1
@@ -72,15 +77,15 @@ class Lanes:
         """Take no more work; threads end after what they are at."""
         with self._wake:
             self._closed = True
-            for future in [future for lane in self._lanes for future, _ in lane]:
-                future.cancel()
-                future.set_running_or_notify_cancel()  # or whoever waits for it does so for ever
+            _cancel(future for lane in self._lanes for future, _ in lane)
             self._lanes.clear()
             self._wake.notify_all()
 
     def _start_threads(self) -> None:
-        waiting = sum(map(len, self._lanes)) + self._running
-        while self._threads < min(self._limit, waiting) and not self._closed:
+        wanted = sum(map(len, self._lanes)) + self._running + self._aside
+        # As many again as may run, and no more, for those who stepped aside: all tasks may end up doing so.
+        most = self._limit + min(self._aside, self._limit)
+        while self._threads < min(most, wanted) and not self._closed:
             # A daemon: one that waits for the network must not hold the interpreter up at exit.
             Thread(target=self._work, name=_NAME, daemon=True).start()
             self._threads += 1
@@ -114,3 +119,9 @@ class Lanes:
                 self._lanes.append(lane)
             self._running += 1
             return taken
+
+
+def _cancel(futures: Iterable["Future[Any]"]) -> None:
+    for future in futures:
+        future.cancel()
+        future.set_running_or_notify_cancel()  # or whoever waits for it does so for ever

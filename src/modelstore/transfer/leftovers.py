@@ -5,6 +5,7 @@ small files are written through, is ``<random>.staged``.
 """
 
 import fcntl
+import operator
 import os
 import stat
 import time
@@ -42,15 +43,16 @@ def staged_name(identity: Digest | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A staged file, without the ending of its path, and the chunks that its journal names."""
+    """A staged file, without the ending of its path, the chunks that its journal names, and how many bytes they are."""
 
     path: str
     chunks: Mapping[int, str]
+    bytes: int
 
     @property
-    def bytes(self) -> int:
-        """How many bytes those chunks have, at most."""
-        return len(self.chunks) * CHUNK_SIZE
+    def is_dead(self) -> bool:
+        """Whether nobody holds its lock now."""
+        return _is_unlocked(self.path + STAGED)
 
 
 def find_leftovers(folder: str, identity: Digest, size: int) -> list[Leftover]:
@@ -61,7 +63,7 @@ def find_leftovers(folder: str, identity: Digest, size: int) -> list[Leftover]:
             if name.startswith(f"{identity.hex[:32]}.") and name.endswith(STAGED):
                 path = f"{folder}/{name.removesuffix(STAGED)}"
                 if chunks := read_journal(path + JOURNAL, identity, size).chunks:
-                    found.append(Leftover(path, chunks))
+                    found.append(Leftover(path, chunks, sum(min(CHUNK_SIZE, size - n * CHUNK_SIZE) for n in chunks)))
     return sorted(found, key=lambda leftover: len(leftover.chunks), reverse=True)
 
 
@@ -74,8 +76,18 @@ def find_finished(folder: str, identity: Digest, size: int) -> Digest | None:
 
 
 def forget(folder: str, identity: Digest) -> None:
-    """Remove the journals of what was published: somebody has said so."""
+    """Remove what is left of bytes that are published and known to be: journals, and staged files that nobody holds."""
     for path in _journals(folder, identity):
+        _remove(path)
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            path = f"{folder}/{name.removesuffix(STAGED)}"
+            if name.startswith(f"{identity.hex[:32]}.") and name.endswith(STAGED) and _is_unlocked(path + STAGED):
+                _remove(path + STAGED, path + JOURNAL)
+
+
+def _remove(*paths: str) -> None:
+    for path in paths:
         with suppress(OSError):
             os.unlink(path)
 
@@ -123,13 +135,14 @@ def _open_dead(path: str, size: int) -> int | None:
         if not ours or found.st_size > size or not _lock(reader):
             return None
         os.fchmod(reader, 0o600)  # killed while it was published, it may be read-only already
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(reader, fcntl.LOCK_UN)
+        if _lock(fd) and os.path.samestat(os.fstat(fd), found):
+            return fd
+        os.close(fd)
+        return None
     finally:
         os.close(reader)
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if _lock(fd) and os.path.samestat(os.fstat(fd), found):
-        return fd
-    os.close(fd)
-    return None
 
 
 def _lock(fd: int) -> bool:
@@ -144,13 +157,14 @@ def sweep_staged(folder: str, idle: float, keep: Collection[Digest] | None = Non
     """Remove what is of no use: staged files that nobody holds and that were not written for ``idle`` seconds.
 
     Those with a journal are kept for a day, and no more than a few of them, so that they can be resumed; with ``keep``,
-    only those of these identities. Where locks lie, a writer that paused for as long loses its file; its commit then
-    fails and nothing is published.
+    only the fullest of each of these identities. Where locks lie, a writer that paused for as long loses its file; its
+    commit then fails and nothing is published.
     """
     now = time.time()
     wanted = None if keep is None else {identity.hex[:32] for identity in keep}
     kept = 0
-    for path, age in sorted(_files(folder, now), key=lambda file: file[1]):
+    order = operator.itemgetter(1) if wanted is None else operator.itemgetter(2)
+    for path, age, _ in sorted(_files(folder, now), key=order):
         if age < idle or (age <= limits.STALE_AFTER and not _is_unlocked(path)):
             continue
         tag, dot, _ = os.path.basename(path).partition(".")
@@ -158,20 +172,21 @@ def sweep_staged(folder: str, idle: float, keep: Collection[Digest] | None = Non
         resumable = kept < limits.MOST_STAGED if wanted is None else tag in wanted
         if journalled and resumable and age <= limits.STALE_AFTER:
             kept += 1
+            if wanted:
+                wanted.discard(tag)
             continue
-        for ending in (STAGED, JOURNAL):
-            with suppress(OSError):
-                os.unlink(path.removesuffix(STAGED) + ending)
+        _remove(path, path.removesuffix(STAGED) + JOURNAL)
     _sweep_journals(folder, now)
 
 
-def _files(folder: str, now: float) -> Iterator[tuple[str, float]]:
-    """The staged files in a directory and the seconds since they were written."""
+def _files(folder: str, now: float) -> Iterator[tuple[str, float, int]]:
+    """The staged files in a directory, the seconds since they were written, and how empty they are."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.endswith(JOURNAL):
                 with suppress(OSError):
-                    yield entry.path, now - entry.stat(follow_symlinks=False).st_mtime
+                    found = entry.stat(follow_symlinks=False)
+                    yield entry.path, now - found.st_mtime, -found.st_blocks
 
 
 def _sweep_journals(folder: str, now: float) -> None:

@@ -95,6 +95,7 @@ class StagedFile:
             self._journal.close()
             self._journal = None
             os.unlink(self._path + JOURNAL)
+            self._path = f"{os.path.dirname(self._path)}/{staged_name(identity)}"
             return False
         self._fd, self._journalled = fd, True
         self._chunks = dict(leftover.chunks)
@@ -146,7 +147,8 @@ class StagedFile:
         if not self._keep_cache:
             self._unsettled.append((start, stop))
             if len(self._unsettled) > _BEHIND:
-                drop_cached(self._fd, *self._unsettled.pop(0))
+                with self._tier.errors("write"):
+                    drop_cached(self._fd, *self._unsettled.pop(0))
 
     # -- hashing and publishing -------------------------------------------------------------------------------------
 
@@ -182,7 +184,8 @@ class StagedFile:
         if self._expected is not None and digest != self._expected:
             raise BlobCorrupt(f"the staged bytes have {digest}, not {self._expected}", tier=name, op="commit")
         if not self._keep_cache:
-            drop_cached(self._fd, 0, self._size)
+            with self._tier.errors("sync"):
+                drop_cached(self._fd, 0, self._size)
         if self._journal and digest != self._identity:
             self._journal.done(digest)  # killed before a ref says so, nobody would know
             self._noted = True

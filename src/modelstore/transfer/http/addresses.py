@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from contextlib import suppress
 from typing import Final
 
 from modelstore.errors import SourceUnavailable
@@ -9,7 +10,7 @@ from modelstore.errors import SourceUnavailable
 __all__ = ["is_metadata", "refuse_inside"]
 
 #: Where clouds keep credentials for whoever asks from the machine, besides the link-local 169.254.169.254 of most.
-_METADATA: Final = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
+_METADATA: Final = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200")))
 
 
 def refuse_inside(shown: str, host: str, origin: str) -> None:
@@ -21,7 +22,8 @@ def refuse_inside(shown: str, host: str, origin: str) -> None:
     targets = _addresses(host)
     if any(map(is_metadata, targets)):
         raise SourceUnavailable(f"{shown} redirects to a link-local address", retryable=False)
-    if any(map(_is_here, targets)) and not all(map(_is_here, _addresses(origin))):
+    origins = _addresses(origin)
+    if any(map(_is_here, targets)) and not (origins and all(map(_is_here, origins))):
         raise SourceUnavailable(f"{shown} redirects to an address of this machine itself", retryable=False)
 
 
@@ -43,6 +45,9 @@ def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 def _addresses(host: str) -> list[str]:
     """What a host resolves to; nothing if that cannot be told, as behind a proxy: then connecting will tell."""
+    literal = host.partition("%")[0]  # without an IPv6 zone
+    with suppress(ValueError):
+        return [str(ipaddress.ip_address(literal))]
     try:
         return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError):

@@ -74,11 +74,10 @@ def _refusal(file: HttpFile, response: BaseHTTPResponse) -> Exception:
 
 def _s3_code(response: BaseHTTPResponse) -> str:
     """The code that S3 gives a refusal, or nothing. Never more than a little is read, and never the text."""
-    kind = response.headers.get("Content-Type", "")
-    length = response.headers.get("Content-Length", "")
-    if not kind.endswith("/xml") or not _LENGTH.fullmatch(length) or int(length) > _ERROR_BYTES:
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    if not kind.endswith("/xml"):
         return ""
-    match = _S3_CODE.search(response.read(int(length), decode_content=False))
+    match = _S3_CODE.search(response.read(_ERROR_BYTES, decode_content=False))
     return match[1].decode() if match else ""
 
 

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Final
 
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, LocationParseError, ProxyError, ReadTimeoutError, SSLError
+from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError, ProxyError, ReadTimeoutError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from modelstore.errors import SourceChanged, SourceError, SourceUnavailable
@@ -61,8 +61,11 @@ class HttpClient:
             if response.status == 416:
                 file.size = empty_size(file, response)
             elif response.status == 206:
-                file.size = content_range(file, response)[2]
-                list(self._body(file, response))  # one byte, so that the connection can be used again
+                first, last, file.size = content_range(file, response)
+                if (first, last) != (0, 0):
+                    raise _another_range(file)
+                if declared_length(response) == 1:
+                    list(self._body(file, response))  # so that the connection can be used again
             else:
                 _refuse_web_page(file, response)
                 length = declared_length(response)
@@ -85,7 +88,7 @@ class HttpClient:
             if total != file.size:
                 raise SourceChanged(f"{file.shown} was {file.size} bytes long and is now {total}")
             if first != start or last >= stop:
-                raise SourceUnavailable(f"{file.shown} answered another range than it was asked for", retryable=False)
+                raise _another_range(file)
             check_same(file, response)
             yield from self._body(file, response)
 
@@ -157,6 +160,10 @@ class HttpClient:
             )
 
 
+def _another_range(file: HttpFile) -> SourceUnavailable:
+    return SourceUnavailable(f"{file.shown} answered another range than it was asked for", retryable=False)
+
+
 def _refuse_web_page(file: HttpFile, response: BaseHTTPResponse) -> None:
     """A login page, or a proxy's notice, comes with status 200 whatever was asked for."""
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -177,8 +184,12 @@ def _translated(file: HttpFile) -> Iterator[None]:
         raise
     except LocationParseError:  # not chained: its text quotes what may be a password
         raise SourceUnavailable(
-            f"{file.shown} could not be read: an address is malformed", hint="check HTTPS_PROXY and its like"
+            f"{file.shown} could not be read: an address is malformed",
+            hint="check HTTPS_PROXY and its like",
+            retryable=False,
         ) from None
+    except InvalidHeader as error:
+        raise SourceUnavailable(f"{file.shown} was sent with two different lengths", retryable=False) from error
     except SSLError as error:
         raise SourceUnavailable(
             f"no trusted connection to {file.shown}: {_reason(error)}",

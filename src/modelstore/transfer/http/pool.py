@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from modelstore.transfer import limits
 from modelstore.transfer.http.addresses import is_metadata
@@ -50,9 +51,15 @@ class Pools:
             proxy = None
         with self._lock:
             if proxy not in self._pools:
-                self._pools[proxy] = _connect_by(proxy, self._waiting)
+                self._pools[proxy] = self._connect_by(proxy)
             self._by_origin[origin] = self._pools[proxy]
             return self._pools[proxy]
+
+    def _connect_by(self, proxy: str | None) -> urllib3.PoolManager:
+        try:
+            return _connect_by(proxy, self._waiting)
+        except (HTTPError, ValueError):  # not chained: its text quotes what may be a password
+            raise LocationParseError("the proxy") from None
 
     def close(self) -> None:
         """Close the connections that nobody uses, and end the wait for an answer in other threads."""
@@ -75,6 +82,8 @@ def _connect_by(proxy: str | None, waiting: set[socket.socket]) -> urllib3.PoolM
     else:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         userinfo, _, host = parts.netloc.rpartition("@")
+        if not host:
+            raise ValueError("a proxy has no host")
         headers = urllib3.make_headers(proxy_basic_auth=unquote(userinfo)) if userinfo else None
         manager = urllib3.ProxyManager(parts._replace(netloc=host).geturl(), proxy_headers=headers, **options)
     classes = {"http": partial(_HttpPool, waiting=waiting), "https": partial(_HttpsPool, waiting=waiting)}
