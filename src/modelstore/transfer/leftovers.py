@@ -183,7 +183,7 @@ def _files(folder: str, now: float) -> Iterator[tuple[str, float, int]]:
     """The staged files in a directory, the seconds since they were written, and how empty they are."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.endswith(JOURNAL):
+            if entry.name.endswith(STAGED):
                 with suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     yield entry.path, now - found.st_mtime, -found.st_blocks
