@@ -1,11 +1,26 @@
 """Taking times: calls in this process, and commands beside each other."""
 
 import os
+import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Timer
 from time import perf_counter
 
-__all__ = ["time_calls", "time_commands"]
+__all__ = ["Usage", "run_command", "time_calls", "time_commands"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one command took, with its children: seconds, seconds of CPU, bytes of the largest of its processes at its
+    peak (not less than this one's own, from which they were started), and bytes that it made the disk write."""
+
+    seconds: float
+    cpu: float
+    rss: int
+    written: int
 
 
 def time_calls(
@@ -34,11 +49,37 @@ def time_commands(
     samples: dict[str, list[float]] = {name: [] for name in commands}
     for run in range(-warm_up, rounds):
         for name in list(commands) if run % 2 else reversed(list(commands)):
-            begun = perf_counter()
-            done = subprocess.run(commands[name], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            seconds = perf_counter() - begun
-            if done.returncode:
-                raise RuntimeError(f"{name}: exit {done.returncode}: {os.fsdecode(done.stderr)[-500:]}")
+            usage = run_command(name, commands[name], environ)
             if run >= 0:
-                samples[name].append(seconds)
+                samples[name].append(usage.seconds)
     return samples
+
+
+def run_command(name: str, command: Sequence[str], environ: Mapping[str, str], limit: float = 1200) -> Usage:
+    """Run a command to its end. One that fails, or takes longer than ``limit`` seconds, is an error."""
+    with tempfile.TemporaryFile() as said:
+        begun = perf_counter()
+        process = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        )
+        watchdog = Timer(limit, _kill, [process.pid])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            _kill(process.pid)
+            process.wait()
+            raise
+        finally:
+            watchdog.cancel()
+        seconds = perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{name}: exit {process.returncode}: {os.fsdecode(said.read())[-800:]}")
+    return Usage(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, used.ru_oublock * 512)
+
+
+def _kill(group: int) -> None:
+    os.killpg(group, signal.SIGKILL)

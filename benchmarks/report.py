@@ -1,4 +1,4 @@
-"""What a benchmark is given, what it yields, and the table of that."""
+"""What a benchmark is given, what it yields, and the tables of that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,26 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["Note", "Row", "Settings", "table"]
+from benchmarks.measure import Usage
+
+__all__ = ["Bound", "Entry", "Note", "Row", "Settings", "bounds_table", "race_table", "table"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``directory`` is empty and removed afterwards. ``runs`` is how often a call that takes microseconds is made."""
+    """``directory`` is empty and removed afterwards. ``runs`` is how often a call that takes microseconds is made.
+
+    Downloads: ``peers`` are directories to find other tools in; ``only`` names the courses, or those in them, to run
+    (parts of their names); ``big`` adds what writes 16 GiB; ``quick`` makes the files small, to try the benchmark out.
+    """
 
     directory: Path
     runs: int
+    peers: Sequence[Path] = ()
+    only: Sequence[str] = ()
+    without: Sequence[str] = ()
+    big: bool = False
+    quick: bool = False
 
     def share(self, part: int, least: int = 5) -> int:
         """How often to do what takes ``part`` times as long."""
@@ -79,6 +90,75 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One contestant of a download: what each of its runs took. Those of one ``course`` stand in one table."""
+
+    course: str
+    name: str
+    samples: Sequence[Usage]
+
+    @property
+    def seconds(self) -> float:
+        return median(usage.seconds for usage in self.samples)
+
+    @property
+    def fastest(self) -> float:
+        return min(usage.seconds for usage in self.samples)
+
+    @property
+    def cpu(self) -> float:
+        return median(usage.cpu for usage in self.samples)
+
+    @property
+    def rss(self) -> int:
+        """The highest of all runs."""
+        return max(usage.rss for usage in self.samples)
+
+    @property
+    def written(self) -> float:
+        return median(usage.written for usage in self.samples)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "course": self.course,
+            "name": self.name,
+            "runs": len(self.samples),
+            "median": self.seconds,
+            "min": self.fastest,
+            "max": max(usage.seconds for usage in self.samples),
+            "cpu": self.cpu,
+            "rss": self.rss,
+            "written": self.written,
+            "samples": [usage.seconds for usage in self.samples],
+        }
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A promise, and what was measured; None if what it takes was not there. ``least``: not less, instead of more.
+
+    ``best`` is the same of the fastest runs, which says more where others use the machine too.
+    """
+
+    name: str
+    value: float | None
+    limit: float
+    unit: str = "x"
+    least: bool = False
+    best: float | None = None
+
+    @property
+    def ok(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        limit = {"limit": self.limit, "unit": self.unit, "ok": self.ok}
+        return {"name": self.name, "value": self.value, "best": self.best, **limit}
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, for people. A bound is ``ok`` or ``OVER``."""
     cells = [("", "runs", "median", "min", "max", "limit or ratio", "")]
@@ -86,6 +166,41 @@ def table(rows: Sequence[Row]) -> str:
         times = [_milliseconds(value) for value in (row.median, min(row.samples), max(row.samples))]
         verdict = {True: "ok", False: "OVER", None: ""}[row.ok]
         cells.append((row.name, str(len(row.samples)), times[0], times[1], times[2], row.bound, verdict))
+    return _columns(cells)
+
+
+def race_table(entries: Sequence[Entry]) -> str:
+    """One course: seconds, what they cost, and the ratios to the two that everybody is compared with."""
+    cells: list[Sequence[str]] = [
+        ("", "runs", "median s", "min", "max", "CPU s", "RSS MB", "disk MB", "x s5cmd", "x floor")
+    ]
+    bases = [
+        next((entry.seconds for entry in entries if entry.name.startswith(base)), None) for base in ("s5cmd", "floor")
+    ]
+    for entry in entries:
+        times = [usage.seconds for usage in entry.samples]
+        numbers = [f"{value:.2f}" for value in (entry.seconds, min(times), max(times), entry.cpu)]
+        sizes = [f"{entry.rss / 1e6:.0f}", f"{entry.written / 1e6:.0f}"]
+        ratios = [f"{entry.seconds / base:.2f}" if base else "" for base in bases]
+        cells.append((entry.name, str(len(times)), *numbers, *sizes, *ratios))
+    return _columns(cells)
+
+
+def bounds_table(bounds: Sequence[Bound]) -> str:
+    """Every bound: ``met``, ``MISSED`` or ``not measured``."""
+    cells: list[Sequence[str]] = [("bound", "measured", "of the fastest", "limit", "")]
+    for bound in bounds:
+        measured = "" if bound.value is None else f"{bound.value:.2f} {bound.unit}"
+        best = "" if bound.best is None else f"{bound.best:.2f} {bound.unit}"
+        limit = f"{'>=' if bound.least else '<='} {bound.limit:g} {bound.unit}"
+        cells.append(
+            (bound.name, measured, best, limit, {True: "met", False: "MISSED", None: "not measured"}[bound.ok])
+        )
+    return _columns(cells)
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, all others to the right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []
     for name, *rest in cells:

@@ -92,8 +92,9 @@ class Reader:
 
 
 def make_tier(root: Path, monkeypatch: pytest.MonkeyPatch, *, local: bool = True) -> DirectoryTier:
-    """A tier whose locks are believed (``local``) or not, with its directories made."""
+    """A tier whose locks are believed (``local``) or not, with its directories made. What is not written is dead."""
     monkeypatch.setattr(tier_files, "is_local", lambda _: local)
+    monkeypatch.setattr(limits, "DEAD_AFTER", -1.0)
     tier = DirectoryTier(TierConfig(str(root), "home"))
     with tier.ingest(0, None) as ingest:
         ingest.commit(ChunkSums.of([]))

@@ -7,6 +7,7 @@ import os
 import threading
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import urllib3
 
 from modelstore.errors import SourceUnavailable
 from modelstore.transfer.http import HttpClient, HttpFile
-from modelstore.transfer.http.pool import Pools
+from modelstore.transfer.http.pool import Pools, _HttpPool
 from tests.unit.wire import WAIT, RawServer, part
 
 USER, PASSWORD = "us er", "S3CR@T:"
@@ -157,14 +158,14 @@ def test_a_proxy_that_is_of_no_use_is_blamed(monkeypatch: pytest.MonkeyPatch, pr
 # -- ending a wait -----------------------------------------------------------------------------------------------------
 
 
-class Announced(set[Any]):
+class Announced(dict[Any, Any]):
     """What is waited for; says when there is more of it."""
 
     def __init__(self) -> None:
         self._added = threading.Semaphore(0)
 
-    def add(self, item: Any) -> None:
-        super().add(item)
+    def __setitem__(self, key: Any, item: Any) -> None:
+        super().__setitem__(key, item)
         self._added.release()
 
     def wait_for(self, count: int) -> None:
@@ -190,7 +191,7 @@ class Asking(threading.Thread):
 
 def test_close_ends_the_wait_for_an_answer() -> None:
     client = HttpClient("test")
-    client._pools._waiting = waiting = Announced()
+    client._pools._open_sockets = waiting = Announced()
     with RawServer(None, None, None) as server:
         threads = [Asking(client, f"{server.url}/m") for _ in range(3)]
         for thread in threads:
@@ -208,10 +209,15 @@ def test_close_ends_a_body_that_does_not_come() -> None:
     client = HttpClient("test")
     body = b"x" * 100
     whole = part(body, 0, 100)
-    with RawServer(part(body, 0, 1), whole[:-50], b"") as server:
+    with RawServer(part(body, 0, 1), whole[:-50], whole[:-50]) as server:
         file = HttpFile(f"{server.url}/m", "m")
         client.probe(file)
-        client._live = live = Announced()
+        client._pools._open_sockets.clear()
+        live = Announced()
+        for pool in client._pools._pools.values():
+            pool.clear()  # the next connection is to know of the new register
+            pool.pool_classes_by_scheme = {"http": partial(_HttpPool, open_sockets=live)}
+        client._pools._open_sockets = live
         pieces = client.read_range(file, 0, 100)
         ended = threading.Event()
 
@@ -225,7 +231,7 @@ def test_close_ends_a_body_that_does_not_come() -> None:
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        live.wait_for(1)
+        live.wait_for(2)  # for the header, and then for the body
         client.close()
         assert ended.wait(10)
         thread.join()

@@ -18,6 +18,7 @@ from modelstore.digest import Digest
 from modelstore.errors import ConfigError, NoSpace
 from modelstore.sources.base import SourceFile
 from modelstore.tiers.directory import DirectoryTier
+from modelstore.transfer import limits
 from modelstore.transfer.download import Job, download
 from tests.unit.engine import CHUNK, IDENTITY, Reader, body_of, chunk, leave, made_old, make_tier, shrink_chunks, sum_of
 
@@ -239,6 +240,7 @@ def test_nothing_is_given_back_that_is_not_needed(
 def test_where_locks_lie_only_what_is_long_silent_is_given_back(
     tmp_path: Path, remote: DirectoryTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "DEAD_AFTER", 900.0)
     young = leave(tmp_path, BODY, identity=Digest.of(b"young"), age=14 * 60)
     old = leave(tmp_path, BODY, identity=Digest.of(b"old"), age=16 * 60)
     Disk(remote, monkeypatch, 0)

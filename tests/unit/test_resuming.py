@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from modelstore.digest import ChunkSums, Digest
 from modelstore.errors import BlobCorrupt, TierUnavailable
 from modelstore.tiers.directory import DirectoryTier
+from modelstore.transfer import limits
 from modelstore.transfer import staging as staging_module
 from modelstore.transfer.journal import read_journal
 from modelstore.transfer.leftovers import JOURNAL, STAGED
@@ -392,3 +394,20 @@ def test_a_verified_digest_does_not_excuse_a_part(tmp_path: Path, tier: Director
         with pytest.raises(BlobCorrupt):
             file.commit(ChunkSums.of([BODY]), DIGEST)
     assert tier.missing([DIGEST]) == {DIGEST}
+
+
+def test_where_locks_may_lie_a_writer_that_may_live_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chunks are copied; the file goes when it was not written for a quarter of an hour."""
+    tier = make_tier(tmp_path, monkeypatch, local=False)
+    monkeypatch.setattr(limits, "DEAD_AFTER", 900.0)
+    attempt(tier, 0, 1)
+    for idle in (0.0, 901.0):
+        (donor,) = [file for file in staging(tmp_path).iterdir() if file.suffix == ".staged"]
+        os.utime(donor, (time.time() - idle,) * 2)
+        with tier.resume(len(BODY), DIGEST, IDENTITY, keep_cache=True) as file:
+            assert set(recall(file)) == {0, 1}
+            stage(file, *range(2, CHUNKS))
+            file.commit(ChunkSums(len(BODY), tuple(SUMS[index] for index in range(CHUNKS))))
+        assert donor.exists() == (idle == 0.0)

@@ -53,7 +53,7 @@ class StagingArea:
 
     def forget(self, identity: Digest) -> None:
         """Drop what is left of attempts at bytes that are published."""
-        forget(self.folder, identity)
+        forget(self.folder, identity, 0.0 if self._tier.is_local() else limits.DEAD_AFTER)
 
     def sweep(self) -> None:
         """Drop what killed processes left behind and nobody can use."""

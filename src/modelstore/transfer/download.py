@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -14,6 +14,7 @@ from modelstore.sources.base import RangesIgnored
 from modelstore.tiers.base import SupportsFreeSpace, SupportsResume, Tier
 from modelstore.transfer import limits
 from modelstore.transfer.effort import Effort
+from modelstore.transfer.files import preload
 from modelstore.transfer.job import Brought, Job, RangeReader
 from modelstore.transfer.lanes import Lanes
 from modelstore.transfer.machine import cores, fits_in_memory
@@ -72,38 +73,38 @@ class _Engine:
         self._progress = progress
         self._total = sum(job.file.size for job in jobs)
         self._keep_cache = fits_in_memory(self._total)
+        preload()
+        self._files = Lanes(cores(), "modelstore-file")
         self._lanes = Lanes(connections or limits.FIRST_CONNECTIONS)
         self._pace = Pace(self._lanes, connections or limits.MOST_CONNECTIONS)
         self._effort = Effort(self._lanes, self._pace, sum(len(plan_chunks(job.file.size)) for job in jobs))
 
     def run(self) -> list[Brought]:
         futures: dict[int, Future[Brought]] = {}
-        small = [number for number, job in enumerate(self._jobs) if job.file.size <= CHUNK_SIZE]
-        large = [number for number, job in enumerate(self._jobs) if job.file.size > CHUNK_SIZE]
-        files = ThreadPoolExecutor(max(1, min(cores(), len(large))), "modelstore-file")
+        # What comes in one piece is a task like a chunk of a large file: read, hashed and published by one thread.
+        whole = [number for number, job in enumerate(self._jobs) if job.file.size <= CHUNK_SIZE or not job.file.ranges]
+        large = [number for number in range(len(self._jobs)) if number not in set(whole)]
         try:
-            futures.update((number, files.submit(self._bring, self._jobs[number])) for number in large)
-            # A file of one chunk is a task like a chunk of a large one: read, hashed and published by one thread.
-            tasks = [partial(self._bring, self._jobs[number]) for number in small]
-            futures.update(zip(small, self._lanes.submit(tasks), strict=True))
+            for numbers, lanes in ((large, self._files), (whole, self._lanes)):
+                tasks = [partial(self._bring, self._jobs[number]) for number in numbers]
+                futures.update(zip(numbers, lanes.submit(tasks), strict=True))
             self._watch(futures.values())
         except BaseException as error:
             self._end(futures.values(), error)
             raise
         finally:
-            files.shutdown(wait=False, cancel_futures=True)
+            self._files.close()
             self._lanes.close()
         return [futures[number].result() for number in range(len(self._jobs))]
 
     def _end(self, futures: Iterable["Future[Brought]"], error: BaseException) -> None:
         """Have all threads stop, and staged files closed, before this returns: at least those that can be stopped."""
         self._effort.keep = not isinstance(error, NoSpace)  # a full disk is everybody's: give back what was taken
-        self._effort.stop.set()
+        self._effort.stop()
         for job in self._jobs:
             job.reader.close()
+        self._files.close()
         self._lanes.close()
-        for future in futures:
-            future.cancel()
         wait(futures, timeout=limits.STOP_SECONDS)
 
     def _watch(self, futures: Iterable["Future[Brought]"]) -> None:
@@ -115,6 +116,8 @@ class _Engine:
             done, pending = wait(pending, timeout=limits.REPORT_SECONDS, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
+            if self._effort.failure:
+                raise self._effort.failure
             self._pace.tick(time.monotonic(), self._effort.bytes - self._effort.resumed)
             self._report(done=False)
         self._report(done=True)
@@ -140,7 +143,7 @@ class _Engine:
                 if job.file.ranges or not error.retryable:
                     raise
                 tries += 1
-                self._effort.pause(error, tries, asked)
+                self._effort.pause(error, tries, asked, reading.over)
             except (SourceCorrupt, BlobCorrupt):
                 # What an earlier attempt left may be what is wrong: without it, once.
                 if not (job.identity and reading.counter.resumed):

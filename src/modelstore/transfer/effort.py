@@ -1,6 +1,8 @@
 """What all threads of one fetch share: the sign to stop, the bytes counted, and the failures that are still allowed."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Lock
 
 from modelstore.errors import SourceUnavailable
@@ -16,14 +18,16 @@ class Stopped(Exception):
 
 
 class Effort:
-    """``stop`` is set when the fetch is over, ``keep`` is whether what is staged may then be left to the next one.
+    """``failure`` is what ends the fetch, ``keep`` whether what is staged may then be left to the next one.
 
     ``bytes`` are staged by now, ``resumed`` of them by an earlier attempt.
     """
 
     def __init__(self, lanes: Lanes, pace: Pace, chunks: int) -> None:
-        self.stop = Event()
         self.keep = True
+        self.failure: BaseException | None = None
+        self._stopped = False
+        self._readings: set[Event] = set()
         self.bytes = self.resumed = self.files = 0
         self._lanes = lanes
         self._pace = pace
@@ -47,7 +51,27 @@ class Effort:
         with self._lock:
             self.files += 1
 
-    def pause(self, problem: SourceUnavailable, tries: int, asked: float) -> None:
+    @contextmanager
+    def reading(self, over: Event) -> Iterator[None]:
+        """While one file is read: ``over`` is set when there is no more use in that."""
+        with self._lock:
+            self._readings.add(over)
+            if self._stopped:
+                over.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readings.discard(over)
+
+    def stop(self) -> None:
+        """The fetch is over."""
+        with self._lock:
+            self._stopped = True
+            for over in self._readings:
+                over.set()
+
+    def pause(self, problem: SourceUnavailable, tries: int, asked: float, over: Event) -> None:
         """Wait before the next try, after ``tries`` in a row that came to nothing; or give up, and raise.
 
         The last of them was made at ``asked``, in seconds of ``time.monotonic``.
@@ -62,7 +86,7 @@ class Effort:
         # Full jitter, so that the chunks of many processes do not come back together.
         delay = min(limits.LONGEST_DELAY, limits.FIRST_DELAY * 2**tries) * random.random()  # noqa: S311
         seconds = max(delay, problem.retry_after or 0.0)
-        if self._lanes.step_aside(lambda: self.stop.wait(seconds)) or self.stop.is_set():
+        if self._lanes.step_aside(lambda: over.wait(seconds)) or over.is_set():
             raise Stopped
 
 

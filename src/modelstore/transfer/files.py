@@ -1,15 +1,17 @@
 """The few file operations on which durability and integrity rest, each written once."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from threading import Lock
 from typing import Any, Final
 
-from modelstore.digest import ChunkSums, Digest
+from modelstore.digest import ChunkSums, Digest, chunk_hasher
 
 __all__ = [
     "GroupSync",
@@ -21,6 +23,7 @@ __all__ = [
     "is_local",
     "is_no_space",
     "make_dirs",
+    "preload",
     "read_pieces",
     "start_writing_back",
     "write_all",
@@ -31,6 +34,8 @@ PIECE: Final = 1024 * 1024
 DIR_MODE: Final = 0o755
 _LOCAL: Final = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "overlay"))
 FILE_MODE: Final = 0o644
+#: A space, tab, line end or backslash in a mount point (proc(5)).
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 # Flags of sync_file_range(2).
 _WAIT_BEFORE: Final = 1
 _WRITE: Final = 2
@@ -42,15 +47,20 @@ def is_local(path: str) -> bool:
 
     From ``/proc/self/mountinfo`` (proc(5)); False if it cannot be told.
     """
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
+    os.stat(path)
+    place = f"{os.path.realpath(path)}/"
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             lines = [line.partition(" - ") for line in mounts]
     except OSError:
         return False
-    kinds = {kind.split(" ")[0] for mount, _, kind in lines if mount.split(" ")[2] == number}
-    return bool(kinds) and kinds <= _LOCAL
+    kind, longest = "", 0
+    for mount, _, rest in lines:
+        # By name, not by device: a Btrfs subvolume has another number than its mount. The last of several counts.
+        point = _ESCAPED.sub(lambda match: chr(int(match[1], 8)), mount.split(" ")[4]).rstrip("/") + "/"
+        if place.startswith(point) and len(point) >= longest:
+            kind, longest = rest.split(" ")[0], len(point)
+    return kind in _LOCAL
 
 
 def is_no_space(error: OSError) -> bool:
@@ -92,6 +102,12 @@ def _sync_file_range() -> Any:
     if function is not None:
         function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     return function
+
+
+def preload() -> None:
+    """Load now what would be loaded in the middle of a transfer, when perhaps no file can be opened any more."""
+    _sync_file_range()
+    chunk_hasher()
 
 
 def _errno() -> int:
@@ -194,6 +210,8 @@ def atomic_write(path: str, data: bytes, *, staging: str, durable: bool) -> None
     fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
+            with suppress(OSError):  # says that somebody lives; see leftovers.py
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_all(fd, data, 0)
             os.fchmod(fd, FILE_MODE)
             if durable:

@@ -1,15 +1,14 @@
 """The worker pool: threads that take work from several queues in turn, and whose number can change meanwhile."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from threading import Condition, Thread, current_thread
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Lanes"]
 
 T = TypeVar("T")
-_NAME: Final = "modelstore-range"
 _Lane = deque[tuple["Future[Any]", Callable[[], Any]]]
 
 
@@ -17,11 +16,13 @@ class Lanes:
     """Runs tasks, ``limit`` at once. Each ``submit`` makes a lane of its own, and lanes take turns: no file waits for
     the end of another. Threads are started when there is work for them, and end with ``close``."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, name: str = "modelstore-range") -> None:
         self._limit = limit
+        self._name = name
+        self._workers: set[Thread] = set()
         self._lanes: deque[_Lane] = deque()
         self._wake = Condition()
-        self._running = self._aside = self._threads = 0
+        self._running = self._aside = 0
         self._closed = False
 
     @property
@@ -50,15 +51,23 @@ class Lanes:
             if self._closed:
                 _cancel(futures)
             elif lane:
+                self._start_threads(len(lane))
                 self._lanes.append(lane)
-            self._start_threads()
             self._wake.notify_all()
         return futures
 
+    def cancel(self, futures: Collection["Future[Any]"]) -> None:
+        """Take the tasks of a ``submit`` off the queue; those that run go on."""
+        wanted = set(futures)
+        with self._wake:
+            for lane in [lane for lane in self._lanes if lane[0][0] in wanted]:
+                self._lanes.remove(lane)
+                _cancel(future for future, _ in lane)
+
     def step_aside(self, wait: Callable[[], T]) -> T:
         """Run ``wait`` in a task that has nothing to do meanwhile, and go on when there is room for it again."""
-        if current_thread().name != _NAME:
-            return wait()  # not one of the workers
+        if current_thread() not in self._workers:
+            return wait()
         with self._wake:
             self._running -= 1
             self._aside += 1
@@ -81,14 +90,20 @@ class Lanes:
             self._lanes.clear()
             self._wake.notify_all()
 
-    def _start_threads(self) -> None:
-        wanted = sum(map(len, self._lanes)) + self._running + self._aside
+    def _start_threads(self, more: int = 0) -> None:
+        wanted = sum(map(len, self._lanes)) + more + self._running + self._aside
         # As many again as may run, and no more, for those who stepped aside: all tasks may end up doing so.
         most = self._limit + min(self._aside, self._limit)
-        while self._threads < min(most, wanted) and not self._closed:
+        while len(self._workers) < min(most, wanted) and not self._closed:
             # A daemon: one that waits for the network must not hold the interpreter up at exit.
-            Thread(target=self._work, name=_NAME, daemon=True).start()
-            self._threads += 1
+            worker = Thread(target=self._work, name=self._name, daemon=True)
+            try:
+                worker.start()
+            except RuntimeError:  # the system allows no more threads: those that there are will do
+                if not self._workers:
+                    raise
+                return
+            self._workers.add(worker)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

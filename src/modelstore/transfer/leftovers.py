@@ -75,15 +75,14 @@ def find_finished(folder: str, identity: Digest, size: int) -> Digest | None:
     return None
 
 
-def forget(folder: str, identity: Digest) -> None:
-    """Remove what is left of bytes that are published and known to be: journals, and staged files that nobody holds."""
+def forget(folder: str, identity: Digest, idle: float) -> None:
+    """Remove what is left of bytes that are published and known to be: journals, and staged files that nobody holds and
+    that were not written for ``idle`` seconds."""
     for path in _journals(folder, identity):
         _remove(path)
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            path = f"{folder}/{name.removesuffix(STAGED)}"
-            if name.startswith(f"{identity.hex[:32]}.") and name.endswith(STAGED) and _is_unlocked(path + STAGED):
-                _remove(path + STAGED, path + JOURNAL)
+    for path, age, _ in _files(folder, time.time()):
+        if os.path.basename(path).startswith(f"{identity.hex[:32]}.") and age >= idle and _is_unlocked(path):
+            _remove(path, path.removesuffix(STAGED) + JOURNAL)
 
 
 def _remove(*paths: str) -> None:
@@ -118,6 +117,7 @@ def take_over(path: str, new: str, size: int) -> int | None:
             try:
                 os.rename(path + STAGED, new + STAGED)
                 if os.path.samestat(os.fstat(fd), os.lstat(new + STAGED)):
+                    os.utime(fd)  # it is in use again, however long its chunks take to be hashed
                     return fd
             except OSError:
                 os.close(fd)
@@ -134,6 +134,8 @@ def _open_dead(path: str, size: int) -> int | None:
         ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
         if not ours or found.st_size > size or not _lock(reader):
             return None
+        if not os.path.samestat(os.lstat(path), found):
+            return None  # it was published between the two
         os.fchmod(reader, 0o600)  # killed while it was published, it may be read-only already
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         fcntl.flock(reader, fcntl.LOCK_UN)
@@ -145,9 +147,9 @@ def _open_dead(path: str, size: int) -> int | None:
         os.close(reader)
 
 
-def _lock(fd: int) -> bool:
+def _lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -186,7 +188,14 @@ def _files(folder: str, now: float) -> Iterator[tuple[str, float, int]]:
             if entry.name.endswith(STAGED):
                 with suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
-                    yield entry.path, now - found.st_mtime, -found.st_blocks
+                    yield entry.path, now - found.st_mtime, -_journal_size(entry.path)
+
+
+def _journal_size(staged: str) -> int:
+    try:
+        return os.lstat(staged.removesuffix(STAGED) + JOURNAL).st_size
+    except OSError:
+        return 0
 
 
 def _sweep_journals(folder: str, now: float) -> None:
@@ -206,6 +215,6 @@ def _is_unlocked(path: str) -> bool:
     except OSError:
         return False
     try:
-        return _lock(fd)
+        return _lock(fd, fcntl.LOCK_SH)  # on NFS an exclusive one wants a file that is open to be written
     finally:
         os.close(fd)

@@ -27,6 +27,8 @@ LONGEST_DELAY = 8.0
 #: Ranges read at once: to begin with, and at most, where nobody has named a number.
 FIRST_CONNECTIONS = 8
 MOST_CONNECTIONS = 64
+#: Connections that somebody may ask for.
+LARGEST_POOL = 256
 #: Seconds over which throughput is judged.
 PACE_SECONDS = 0.25
 

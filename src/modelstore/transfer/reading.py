@@ -1,11 +1,11 @@
 """One file: its chunks read in parallel into a staged file, hashed behind, published."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 
 from modelstore.digest import CHUNK_SIZE, ChunkSums, chunk_hasher
 from modelstore.errors import (
@@ -16,6 +16,7 @@ from modelstore.errors import (
     SourceUnavailable,
     StoreError,
 )
+from modelstore.sources.base import RangesIgnored
 from modelstore.tiers.base import FileIngest, Ingest, SupportsResume, Tier
 from modelstore.transfer.effort import Counter, Effort, Stopped
 from modelstore.transfer.job import Brought, Job
@@ -41,10 +42,11 @@ class FileReading:
         self._sums = job.known_sums
         self._file: FileIngest | None = None  # what is staged, if that is a file
         self.counter = Counter(effort)
+        self.over = self._failed.over
 
     def run(self) -> Brought:
         """Bring the file. Called in a thread that may hash meanwhile."""
-        with self._staged() as ingest:
+        with self._effort.reading(self._failed.over), self._staged() as ingest:
             if not self._job.file.ranges:
                 sums = self._read_stream(ingest)
             elif self._job.file.size > CHUNK_SIZE:
@@ -98,9 +100,10 @@ class FileReading:
     def _read_chunks(self, ingest: Ingest) -> list[str]:
         """Read all chunks in parallel, and hash what has arrived without a gap."""
         plan = plan_chunks(self._job.file.size)
-        futures = self._lanes.submit(partial(self._bring_chunk, ingest, chunk) for chunk in plan)
+        futures: list[Future[str]] = []
         sums: list[str] = []
         try:
+            futures = self._lanes.submit(partial(self._bring_chunk, ingest, chunk) for chunk in plan)
             for chunk, future in zip(plan, futures, strict=True):
                 sums.append(self._result(future))
                 if self._hashes:
@@ -108,7 +111,8 @@ class FileReading:
                 self._settle(chunk.start, chunk.stop)
         except BaseException as error:  # noqa: BLE001  whatever it was, it is raised below
             self._failed.set(error)
-            _cancel(futures)  # nobody may write into the staged file after it was let go of
+            self._lanes.cancel(futures)
+            wait(futures)  # nobody may write into the staged file after it was let go of
             raise self._failed.error  # noqa: B904  it has its own cause
         return sums
 
@@ -124,6 +128,8 @@ class FileReading:
             return self._recall(chunk) or self._read_right(ingest, chunk)
         except BaseException as error:
             self._failed.set(error)
+            if not isinstance(error, (Stopped, RangesIgnored, SourceCorrupt, BlobCorrupt)):
+                self._effort.failure = error  # the others need not come to their end first
             raise
 
     def _recall(self, chunk: Chunk) -> str | None:
@@ -169,7 +175,7 @@ class FileReading:
                 tries = 1 if position > begun else tries + 1
                 if problem.overloaded and self._effort.bytes > others:
                     tries = 0  # the server is busy with the rest of us
-                self._effort.pause(problem, tries, asked)
+                self._effort.pause(problem, tries, asked, self._failed.over)
         return str(hasher.hexdigest())
 
     # -- in one stream ----------------------------------------------------------------------------------------------
@@ -216,7 +222,7 @@ class FileReading:
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _check(self, position: int, stop: int) -> None:
-        if self._effort.stop.is_set() or self._failed.is_set():
+        if self._failed.over.is_set():
             raise Stopped
         if position > stop:
             raise SourceCorrupt(f"{self._job.file.path} has more bytes than announced", tier=self._job.tier)
@@ -226,25 +232,16 @@ class FileReading:
         return SourceUnavailable(f"{path} was cut off after {position} of {size} bytes", hint="run it again")
 
 
-def _cancel(futures: "Sequence[Future[str]]") -> None:
-    for future in futures:
-        future.cancel()
-    wait(futures)
-
-
 class _FirstError:
-    """The failure that ended a file; what follows from it is noise."""
+    """The failure that ended a file; what follows from it is noise. ``over`` is set with it, or without one."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self.error: BaseException = Stopped()
-        self._set = False
+        self.over = Event()
 
     def set(self, error: BaseException) -> None:
         with self._lock:
-            if not self._set or isinstance(self.error, Stopped):
+            if isinstance(self.error, Stopped):
                 self.error = error
-            self._set = True
-
-    def is_set(self) -> bool:
-        return self._set
+            self.over.set()

@@ -3,12 +3,14 @@
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol
 
 from modelstore.digest import ChunkSums, Digest, chunk_hasher
 from modelstore.errors import BlobCorrupt
+from modelstore.transfer import limits
 from modelstore.transfer.files import drop_cached, read_pieces, start_writing_back, write_all
 from modelstore.transfer.journal import Journal
 from modelstore.transfer.leftovers import JOURNAL, STAGED, Leftover, find_leftovers, staged_name, take_over
@@ -80,8 +82,11 @@ class StagedFile:
                 return
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._path + STAGED, flags, 0o600)
-        with suppress(OSError):  # says that somebody lives; see leftovers.py
+        try:  # says that somebody lives; see leftovers.py
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if local:
+                return  # it would be taken for a dead one's: nobody may find it
         if identity:
             self._journal = Journal(self._path + JOURNAL, identity, self._size, {})
             if leftovers and not local:
@@ -193,7 +198,7 @@ class StagedFile:
             if not self._tier.publish(self._path + STAGED, digest, sums, found):
                 _remove(self._path + STAGED)
             self._published = True
-        if self._donor_path:  # whoever may still write there finds the blob published
+        if self._donor >= 0 and time.time() - os.fstat(self._donor).st_mtime > limits.DEAD_AFTER:
             _remove(self._donor_path + STAGED, self._donor_path + JOURNAL)
         return digest
 

@@ -1,10 +1,11 @@
 """Asks for files and ranges of them, follows redirects by hand, and says in one sentence what went wrong."""
 
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock
 from typing import Final
 
 from urllib3 import BaseHTTPResponse
@@ -31,6 +32,8 @@ __all__ = ["HttpClient"]
 
 #: Bytes per read: large enough for few calls, small enough that 64 connections do not show in the resident size.
 PIECE: Final = 512 * 1024
+#: What this machine, and not the server, has too little of.
+_SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class HttpClient:
@@ -39,16 +42,9 @@ class HttpClient:
     def __init__(self, user_agent: str) -> None:
         self._pools = Pools()
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
-        self._live: set[BaseHTTPResponse] = set()
-        self._lock = Lock()
 
     def close(self) -> None:
         """Close all connections; a read that waits in another thread ends at once."""
-        with self._lock:
-            live = list(self._live)
-        for response in live:
-            with suppress(HTTPError, OSError, ValueError, RuntimeError):  # it may end at this moment
-                response.shutdown()
         self._pools.close()
 
     def probe(self, file: HttpFile) -> None:
@@ -112,30 +108,30 @@ class HttpClient:
     @contextmanager
     def _open(self, file: HttpFile, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
         """A checked answer to GET: 200, 206 or 416 in identity encoding. Follows redirects by hand."""
-        response = self._follow(file, headers)
-        with self._lock:
-            self._live.add(response)
+        response = self._ask_again(file, headers) or self._follow(file, headers)
         try:
             with _translated(file):
                 check_answer(file, response)
             yield response
         finally:
-            with self._lock:
-                self._live.discard(response)
-            if response.length_remaining == 0:  # the next request may use the connection; otherwise it may not
-                response.drain_conn()  # of nothing: an empty body, too, has to be read for that
-                response.release_conn()
-            else:
-                response.close()
+            self._pools.done(response)
+
+    def _ask_again(self, file: HttpFile, headers: dict[str, str]) -> BaseHTTPResponse | None:
+        """The answer of where a redirect led before; None if there is none, or it is no good any more."""
+        known = file.redirected
+        if not known:
+            return None
+        with suppress(SourceUnavailable):
+            response = self._send(file, known, headers)
+            if response.status < 300 or response.status in (412, 416, 429):
+                return response
+            self._pools.done(response)
+        # A signature has run out, or a server has gone: the origin may name another.
+        if file.redirected == known:  # another thread may know one already
+            file.redirected = None
+        return None
 
     def _follow(self, file: HttpFile, headers: dict[str, str]) -> BaseHTTPResponse:
-        if known := file.redirected:
-            response = self._send(file, known, headers)
-            if response.status not in (401, 403, 404, 410, *REDIRECTS):
-                return response
-            # A signed address has run out: ask the origin for a new one.
-            response.close()
-            file.redirected = None
         url = file.url
         for _ in range(limits.MAX_REDIRECTS + 1):
             response = self._send(file, url, headers)
@@ -143,7 +139,7 @@ class HttpClient:
                 file.redirected = url if url != file.url else None
                 return response
             location = response.headers.get("Location", "")
-            response.close()  # not drained: a redirect's body is nobody's
+            self._pools.done(response)
             url = redirect_target(file, url, location)
         raise SourceUnavailable(f"{file.shown} redirects more than {limits.MAX_REDIRECTS} times", retryable=False)
 
@@ -202,11 +198,23 @@ def _translated(file: HttpFile) -> Iterator[None]:
             raise SourceUnavailable(
                 f"{file.shown} could not be read through the proxy: {reason}", hint="check HTTPS_PROXY and its like"
             ) from error
+        if (number := _errno(error)) in _SCARCE:
+            scarce = SourceUnavailable(
+                f"{file.shown} could not be read: {os.strerror(number).lower()}",
+                hint="allow this process more (ulimit -n), or use fewer --connections",
+            )
+            scarce.overloaded = True
+            raise scarce from error
         unavailable = SourceUnavailable(
             f"{file.shown} could not be read: {reason}", hint="check the URL and the network"
         )
         unavailable.overloaded = isinstance(error, UrllibTimeoutError)
         raise unavailable from error
+
+
+def _errno(error: BaseException) -> int:
+    """The innermost error number, 0 if there is none."""
+    return next((cause.errno for cause in reversed(_chain(error)) if isinstance(cause, OSError) and cause.errno), 0)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -30,13 +30,17 @@ class TooSlow(TimeoutError):
     """Bytes come, but so few that nothing will come of it."""
 
 
+#: The sockets on which an answer is waited for or read, by the connection or the answer.
+_OpenSockets = dict[object, socket.socket]
+
+
 class Pools:
     """One pool of connections for each proxy, and one without."""
 
     def __init__(self) -> None:
         self._pools: dict[str | None, urllib3.PoolManager] = {}
         self._by_origin: dict[tuple[str, str | None, int | None], urllib3.PoolManager] = {}
-        self._waiting: set[socket.socket] = set()
+        self._open_sockets: _OpenSockets = {}
         self._lock = Lock()
 
     def of(self, url: str) -> urllib3.PoolManager:
@@ -57,23 +61,33 @@ class Pools:
 
     def _connect_by(self, proxy: str | None) -> urllib3.PoolManager:
         try:
-            return _connect_by(proxy, self._waiting)
+            return _connect_by(proxy, self._open_sockets)
         except (HTTPError, ValueError):  # not chained: its text quotes what may be a password
             raise LocationParseError("the proxy") from None
 
+    def done(self, response: urllib3.BaseHTTPResponse) -> None:
+        """An answer is read, as far as it will be. Its connection may be used again if nothing of it is left."""
+        self._open_sockets.pop(response, None)
+        if response.length_remaining == 0:
+            response.drain_conn()  # of nothing: an empty body, too, has to be read for that
+            response.release_conn()
+        else:
+            response.close()
+
     def close(self) -> None:
-        """Close the connections that nobody uses, and end the wait for an answer in other threads."""
-        for sock in list(self._waiting):
+        """Close the connections that nobody uses, and end the wait for bytes in other threads."""
+        for sock in list(self._open_sockets.values()):
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                # Not TLS's own, which would go on without TLS.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for pool in self._pools.values():
             pool.clear()
 
 
-def _connect_by(proxy: str | None, waiting: set[socket.socket]) -> urllib3.PoolManager:
+def _connect_by(proxy: str | None, open_sockets: _OpenSockets) -> urllib3.PoolManager:
     options: dict[str, Any] = {
         "num_pools": 16,
-        "maxsize": limits.MOST_CONNECTIONS,
+        "maxsize": limits.LARGEST_POOL,
         "timeout": urllib3.Timeout(connect=limits.CONNECT_SECONDS, read=limits.STALL_SECONDS),
         "retries": False,
     }
@@ -86,7 +100,10 @@ def _connect_by(proxy: str | None, waiting: set[socket.socket]) -> urllib3.PoolM
             raise ValueError("a proxy has no host")
         headers = urllib3.make_headers(proxy_basic_auth=unquote(userinfo)) if userinfo else None
         manager = urllib3.ProxyManager(parts._replace(netloc=host).geturl(), proxy_headers=headers, **options)
-    classes = {"http": partial(_HttpPool, waiting=waiting), "https": partial(_HttpsPool, waiting=waiting)}
+    classes = {
+        "http": partial(_HttpPool, open_sockets=open_sockets),
+        "https": partial(_HttpsPool, open_sockets=open_sockets),
+    }
     manager.pool_classes_by_scheme = classes  # type: ignore[assignment]  # they are only called
     return manager
 
@@ -173,13 +190,19 @@ class _Guarded(HTTPConnection):
 
     _answer: HTTPResponse | None = None
 
-    def __init__(self, *args: Any, waiting: set[socket.socket], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, open_sockets: "_OpenSockets", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting = waiting
+        self._open_sockets = open_sockets
+
+    @property
+    def _plain(self) -> socket.socket:
+        """The socket below TLS, and below TLS within TLS."""
+        return getattr(self.sock, "socket", self.sock)
 
     def connect(self) -> None:
         super().connect()
-        peer = self.sock.getpeername()[0] if self.sock.family in (socket.AF_INET, socket.AF_INET6) else ""
+        plain = self._plain
+        peer = plain.getpeername()[0] if plain.family in (socket.AF_INET, socket.AF_INET6) else ""
         if peer and is_metadata(peer) and peer != self.host.strip("[]"):
             # A name that led elsewhere when it was looked at leads there now, or it always did.
             self.close()
@@ -190,17 +213,20 @@ class _Guarded(HTTPConnection):
         return self._answer
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
-        sock = self.sock
-        self._waiting.add(sock)
+        plain = self._plain
+        self._open_sockets[self] = plain
         try:
-            return super().getresponse()
+            response = super().getresponse()
         except BaseException:
             if self._answer:
                 self._answer.close()
             raise
+        else:
+            self._open_sockets[response] = plain
+            return response
         finally:
             self._answer = None
-            self._waiting.discard(sock)
+            del self._open_sockets[self]
 
 
 class _HttpsConnection(_Guarded, HTTPSConnection):
