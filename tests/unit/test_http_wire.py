@@ -34,18 +34,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-class Raw(io.RawIOBase):
-    """A socket's file: what comes, and after how many seconds."""
+class Raw:
+    """A socket: what comes, and after how many seconds."""
 
     def __init__(self, clock: Clock, *script: tuple[float, bytes | OSError]) -> None:
         self._clock = clock
         self._script = list(script)
         self.calls = 0
 
-    def readable(self) -> bool:
-        return True
+    def makefile(self, mode: str, buffering: int) -> io.BytesIO:
+        return io.BytesIO()
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def recv_into(self, buffer: memoryview) -> int:
         self.calls += 1
         if not self._script:
             return 0

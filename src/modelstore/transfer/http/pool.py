@@ -111,8 +111,9 @@ def _connect_by(proxy: str | None, open_sockets: _OpenSockets) -> urllib3.PoolMa
 class _Wire(io.RawIOBase):
     """The bytes of one answer as they come, held to its deadlines. Raises :class:`TooSlow`."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw = raw
+    def __init__(self, sock: socket.socket) -> None:
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open until this is closed
+        self._receive_into = sock.recv_into
         self._header_by: float | None = time.monotonic() + limits.HEADER_SECONDS
         self._waited = 0.0
         self._came = 0
@@ -127,37 +128,42 @@ class _Wire(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._error:
             raise self._error
-        view = memoryview(buffer)
-        count = self._receive(view)
-        # A large buffer is asked for only where as many bytes are still to come. Filling it here saves a round through
-        # everything above for every packet, and what came before a failure is not lost.
-        while count and len(view) > _SMALL and count < len(view):
-            try:
-                more = self._receive(view[count:])
-            except OSError as error:
-                self._error = error
-                break
-            if not more:
-                break
-            count += more
+        if self._header_by is None:
+            return self._body_into(memoryview(buffer))
+        count = self._receive_into(buffer)
+        if time.monotonic() > self._header_by:
+            raise TooSlow(f"no whole answer within {limits.HEADER_SECONDS:g} seconds")
         return count
 
-    def _receive(self, view: memoryview) -> int:
-        begun = time.monotonic()
-        count = self._raw.readinto(view) or 0
-        now = time.monotonic()
-        if self._header_by is not None:
-            if now > self._header_by:
-                raise TooSlow(f"no whole answer within {limits.HEADER_SECONDS:g} seconds")
-            return count
+    def _body_into(self, view: memoryview) -> int:
+        """Receive once into a small buffer, and until a large one is full.
+
+        A large one is asked for only where as many bytes are still to come. Filling it here saves a round through
+        everything above for every packet or TLS record (16 KiB), and what came before a failure is not lost.
+        """
+        begun, count, size = time.monotonic(), 0, len(view)
+        while True:
+            try:
+                more = self._receive_into(view[count:] if count else view)
+                self._check_pace(time.monotonic() - begun, more)
+            except OSError as error:
+                if not count:
+                    raise
+                self._error = error
+                break
+            count += more
+            if not more or count == size or size <= _SMALL:
+                break
         # Only the time spent waiting counts: a disk that is slow to write is not the server's fault.
-        self._waited += now - begun
-        self._came += count
-        if self._waited >= limits.SLOW_SECONDS:
+        self._waited += time.monotonic() - begun
+        return count
+
+    def _check_pace(self, waited: float, came: int) -> None:
+        self._came += came
+        if self._waited + waited >= limits.SLOW_SECONDS:
             if self._came < limits.SLOW_BYTES:
                 raise TooSlow(f"only {self._came} bytes came in {limits.SLOW_SECONDS:g} seconds")
-            self._waited, self._came = 0.0, 0
-        return count
+            self._waited, self._came = -waited, 0
 
     def close(self) -> None:
         self._raw.close()
@@ -168,7 +174,7 @@ class _Files:
     """Gives a response its file, as a socket does."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.wire = _Wire(sock.makefile("rb", buffering=0))
+        self.wire = _Wire(sock)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self.wire)
