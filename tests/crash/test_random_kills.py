@@ -82,7 +82,8 @@ class Loop:
         connections = ("--connections", str(self.dice.choice([1, 2, 4, 8])))
         process = command.start("fetch", self.model.url, *(options or connections))
         try:
-            wait_until(lambda: len(self.server.requests) > seen, process)
+            # It asks for nothing if what died before it had come as far as the ref.
+            wait_until(lambda: len(self.server.requests) > seen or process.poll() is not None, process)
             done = self._end(process, number)
         finally:
             process.kill()
