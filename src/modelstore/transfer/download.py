@@ -82,8 +82,10 @@ class _Engine:
     def run(self) -> list[Brought]:
         futures: dict[int, Future[Brought]] = {}
         # What comes in one piece is a task like a chunk of a large file: read, hashed and published by one thread.
-        whole = [number for number, job in enumerate(self._jobs) if job.file.size <= CHUNK_SIZE or not job.file.ranges]
-        large = [number for number in range(len(self._jobs)) if number not in set(whole)]
+        whole: list[int] = []
+        large: list[int] = []
+        for number, job in enumerate(self._jobs):
+            (whole if job.file.size <= CHUNK_SIZE or not job.file.ranges else large).append(number)
         try:
             for numbers, lanes in ((large, self._files), (whole, self._lanes)):
                 tasks = [partial(self._bring, self._jobs[number]) for number in numbers]
