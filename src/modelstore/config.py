@@ -3,13 +3,13 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from modelstore.errors import ConfigError
 
-__all__ = ["Config", "Reserve", "TierConfig", "load_config", "parse_duration"]
+__all__ = ["Config", "HostConfig", "Reserve", "TierConfig", "load_config", "parse_duration"]
 
 #: Kubernetes puts these into every pod beside a Service called "modelstore"; they are not settings of ours.
 _SERVICE_VARIABLES: Final = re.compile(r"MODELSTORE_(SERVICE_|PORT(_|\Z))")
@@ -19,6 +19,10 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|%|[KMGT]i?B?)?")
 _UNITS: Final = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BINARY: Final = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 _LONGEST: Final = 100 * 365 * 86400.0
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+#: RFC 9110 §5.1: a token. And §5.5: what a value may hold.
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -85,6 +89,50 @@ class TierConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What is to be done at one host, named as ``host`` or ``host:port``.
+
+    ``headers`` go with each request to it, if a source URL names it; in their values ``${NAME}`` stands for a variable
+    of the environment. For registries: ``plain_http`` asks without TLS, ``token_host`` may give out tokens, too.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    plain_http: bool = False
+    token_host: str | None = None
+
+    @classmethod
+    def parse(cls, host: str, table: Any) -> "HostConfig":
+        """Read one TOML table of ``[hosts]``."""
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"the host {host} is not a table", hint='write [hosts."host"] and settings below it')
+        _refuse_unknown(table, [field.name for field in fields(cls)], f"setting of the host {host}:")
+        headers, plain = table.get("headers", {}), table.get("plain_http", False)
+        if not isinstance(headers, Mapping) or not all(isinstance(value, str) for value in headers.values()):
+            raise ConfigError(f"the headers of {host} are not text by name")
+        for name in headers:
+            if not _HEADER.fullmatch(name):
+                raise ConfigError(f"{name!r:.40} cannot be the name of a header for {host}")
+        token_host = table.get("token_host")
+        if not isinstance(plain, bool) or not (token_host is None or isinstance(token_host, str)):
+            raise ConfigError(f"a setting of the host {host} has the wrong type")
+        return cls(dict(headers), plain, token_host)
+
+    def expand(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The headers with their values. Raises :class:`ConfigError`, which names a variable and never a value."""
+        return {name: _expand(name, value, environ) for name, value in self.headers.items()}
+
+
+def _expand(name: str, text: str, environ: Mapping[str, str]) -> str:
+    for variable in _VARIABLE.findall(text):
+        if not environ.get(variable):
+            raise ConfigError(f"the header {name} needs the environment variable {variable}, which is not set")
+    value = _VARIABLE.sub(lambda match: environ[match[1]], text)
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ConfigError(f"the value of the header {name} holds a character that no header may hold")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings.
 
@@ -92,6 +140,8 @@ class Config:
     None for as many as help.
     ``max_age``: seconds after which a cached ref is checked with its source again; None for never.
     ``lock_timeout``: seconds to wait for another process that fetches the same model.
+    ``hosts``: settings by ``host`` or ``host:port``, in lower case. ``ca_bundle``: a file of certificate authorities to
+    trust besides the system's. ``requester_pays``: S3 buckets of which this side pays for the requests.
     """
 
     tiers: tuple[TierConfig, ...]
@@ -99,6 +149,14 @@ class Config:
     connections: int | None = None
     max_age: float | None = None
     lock_timeout: float = 1800.0
+    hosts: Mapping[str, HostConfig] = field(default_factory=dict)
+    ca_bundle: str | None = None
+    requester_pays: tuple[str, ...] = ()
+
+    def host(self, name: str, port: int | None) -> HostConfig:
+        """The settings of a host; those of ``host:port`` count before those of ``host``."""
+        name = name.lower()
+        return self.hosts.get(f"{name}:{port}") or self.hosts.get(name) or HostConfig()
 
 
 def load_config(
@@ -145,7 +203,28 @@ def _build(settings: dict[str, Any], environ: Mapping[str, str]) -> Config:
         connections=connections,
         max_age=None if max_age is None else parse_duration("max_age", max_age),
         lock_timeout=parse_duration("lock_timeout", settings.get("lock_timeout", 1800)),
+        hosts=_parse_hosts(settings.get("hosts", {})),
+        ca_bundle=_parse_path("ca_bundle", settings.get("ca_bundle")),
+        requester_pays=_parse_names("requester_pays", settings.get("requester_pays", [])),
     )
+
+
+def _parse_hosts(value: Any) -> dict[str, HostConfig]:
+    if not isinstance(value, Mapping):
+        raise ConfigError("hosts is not a table", hint='write [hosts."host"] and settings below it')
+    return {host.lower(): HostConfig.parse(host, table) for host, table in value.items()}
+
+
+def _parse_path(name: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ConfigError(f"{name} is {value!r:.40}", hint="write the path of a file")
+    return None if value is None else os.path.expanduser(value)
+
+
+def _parse_names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name} is {value!r:.40}", hint='write a list of names: ["one", "two"]')
+    return tuple(value)
 
 
 def parse_duration(name: str, value: Any) -> float:

@@ -52,11 +52,13 @@ class ModelStoreError(Exception):
     """Base of all errors raised on purpose.
 
     ``tier`` names the tier that failed (None for a source), ``op`` the operation, ``hint`` what to do next,
-    ``retryable`` whether the same call may succeed later without anybody changing anything.
+    ``choices`` what can be chosen from if that is what to do, ``retryable`` whether the same call may succeed later
+    without anybody changing anything.
     """
 
     exit_code: ClassVar[int] = 1
     default_retryable: ClassVar[bool] = False
+    choices: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -77,7 +79,8 @@ class ModelStoreError(Exception):
     def __str__(self) -> str:
         side = f"tier {self.tier}: " if self.tier else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{side}{self.message}{hint}"
+        choices = f": {', '.join(self.choices)}" if self.choices else ""
+        return f"{side}{self.message}{hint}{choices}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError and friends rebuild from .args alone and would lose the keyword fields.

@@ -107,6 +107,10 @@ class Bringer:
         """
         resolved = self._resolve(source)
         self._check_listing(resolved)
+        if known and known.manifest.digest == remembered and not refresh and _differs(resolved, known):
+            raise self._changed()
+        if resolved.manifest:
+            self._check_manifest(resolved.manifest, None if refresh else remembered)
         check({file.path: file.size for file in resolved.files})
         expected = self._expect(resolved, known, refresh=refresh)
         try:
@@ -115,24 +119,33 @@ class Bringer:
             if known is None or refresh or not _moved(resolved, known):
                 raise
             raise self._changed() from error
-        entries = [FileEntry(file.path, digests[file.path], file.size) for file in resolved.files]
-        manifest, config = Manifest.build(entries)
-        pin = self._url.pin
-        if pin and resolved.tree and manifest.digest != pin:
-            raise SourceCorrupt(
-                f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
-            )
-        if remembered and not refresh and not pin and manifest.digest != remembered:
-            raise self._changed()
-        put(self._home, config)
+        manifest = resolved.manifest
+        if manifest is None:
+            entries = [FileEntry(file.path, digests[file.path], file.size) for file in resolved.files]
+            manifest, config = Manifest.build(entries)
+            if resolved.tree or not self._url.pin:
+                self._check_manifest(manifest, None if refresh else remembered)
+            put(self._home, config)
         put(self._home, manifest.raw)
         ref = self._ref(resolved, manifest, known, brought)
         self._home.write_ref(self._url.key, ref)
         self._forget(resolved)
         return Found(ref, manifest)
 
+    def _check_manifest(self, manifest: Manifest, remembered: Digest | None) -> None:
+        """Refuse a manifest that is not the pinned one, or if there is no pin, not the one that is remembered."""
+        pin = self._url.pin
+        if pin and manifest.digest != pin:
+            raise SourceCorrupt(
+                f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
+            )
+        if remembered and not pin and manifest.digest != remembered:
+            raise self._changed()
+
     def _check_listing(self, resolved: Resolved) -> None:
         """Refuse files that no manifest can list before any is fetched."""
+        if resolved.manifest:
+            return
         unknown = Digest("0" * 64)
         try:
             Manifest.build(FileEntry(file.path, unknown, file.size) for file in resolved.files)
@@ -155,7 +168,7 @@ class Bringer:
 
     def _expect(self, resolved: Resolved, known: Found | None, *, refresh: bool) -> dict[str, Digest]:
         """The digests that are known beforehand, by path."""
-        expected = {file.path: file.digest for file in resolved.files if file.digest}
+        expected = {file.path: file.digest for file in (*resolved.files, *resolved.others) if file.digest}
         remembered = known.manifest.files if known else {}
         for file in resolved.files:
             entry = remembered.get(file.path)
@@ -164,7 +177,7 @@ class Bringer:
             same = file.validator is not None and file.validator == known.ref.validators.get(file.path)
             if not refresh or (same and entry.size == file.size):
                 expected[file.path] = entry.digest
-        if self._url.pin and not resolved.tree:
+        if self._url.pin and not resolved.tree and not resolved.manifest:
             expected[resolved.files[0].path] = self._url.pin
         return expected
 
@@ -201,7 +214,7 @@ class Bringer:
             jobs = self._plan(source, resolved, expected)
             brought = self._run(list(jobs.values()))
         digests = dict(zip(jobs, brought, strict=True))
-        total = sum(file.size for file in resolved.files)
+        total = sum(file.size for file in (*resolved.files, *resolved.others))
         self.bytes["reused"] += total - sum(job.file.size for job in jobs.values())
         read = {job.file.path for job in jobs.values() if job.tier is None} | finished.keys()
         return {file.path: expected.get(file.path) or digests[file.path] for file in resolved.files}, read
@@ -230,7 +243,7 @@ class Bringer:
         missing = self._home.missing(set(expected.values()))
         places = self._locate(missing, partly=True) or {}
         jobs: dict[str | Digest, Job] = {}
-        for file in resolved.files:
+        for file in (*resolved.files, *resolved.others):
             digest = expected.get(file.path)
             if digest is None:
                 jobs[file.path] = Job(file, source, identity=self._identity(file))
@@ -292,6 +305,17 @@ class Bringer:
     def _pass_over(self, tier: Tier, error: StoreError) -> None:
         logger.warning("%s; passing it over", error)
         self._others.remove(tier)
+
+
+def _differs(resolved: Resolved, known: Found) -> bool:
+    """Whether the source's listing alone shows that it holds something else now."""
+    entries = known.manifest.files
+    if {file.path for file in resolved.files} != entries.keys():
+        return True
+    return any(
+        file.size != entries[file.path].size or (file.digest and file.digest != entries[file.path].digest)
+        for file in resolved.files
+    )
 
 
 def _remembers(known: Found | None, file: SourceFile, digest: Digest) -> bool:

@@ -21,6 +21,7 @@ __all__ = ["BUILT_IN", "make_layout", "make_source", "make_tier"]
 BUILT_IN: Final = {
     "modelstore.sources": {
         "file": "modelstore.sources.filesystem:FileSource",
+        "hf": "modelstore.sources.huggingface:HuggingFaceSource",
         "http": "modelstore.sources.web:WebSource",
         "https": "modelstore.sources.web:WebSource",
     },

@@ -317,7 +317,7 @@ class _Fetch:
                 refresh=self._options.refresh or renew or not pinned,
                 check=self._check_target,
             )
-        except SourceUnavailable as error:
+        except (SourceUnavailable, NotCached) as error:
             if known is None or not renew or not bringer.from_tiers(known):
                 raise
             logger.warning("%s; the cached copy stands", error)

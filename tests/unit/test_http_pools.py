@@ -43,7 +43,8 @@ def proxy_of(pool: urllib3.PoolManager) -> str | None:
 
 def test_without_a_proxy_all_goes_direct_and_over_the_same_pool(pools: Pools) -> None:
     assert proxy_of(pools.of("https://one/a")) is None
-    assert pools.of("https://one/a") is pools.of("https://one/b?c") is pools.of("http://two/")
+    assert pools.of("https://one/a") is pools.of("https://one/b?c") is pools.of("https://two/")
+    assert pools.of("http://one/a") is pools.of("http://two/")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import urllib3
 from urllib3 import HTTPHeaderDict
 
-from modelstore.errors import ModelStoreError, SourceNotFound, SourceUnauthorized, SourceUnavailable
+from modelstore.errors import BlobArchived, ModelStoreError, SourceNotFound, SourceUnauthorized, SourceUnavailable
 from modelstore.transfer.http import HttpClient, HttpFile
 from modelstore.transfer.http.answers import check_answer, content_range, redirect_target
 from tests.unit.wire import RawServer, answer, chunked, part
@@ -52,7 +52,7 @@ def refusal(code: str) -> bytes:
         ("403 Forbidden", "RequestTimeTooSkewed", SourceUnauthorized, "clock"),
         ("403 Forbidden", "ExpiredToken", SourceUnauthorized, "renew"),
         ("400 Bad Request", "ExpiredToken", SourceUnauthorized, "renew"),
-        ("403 Forbidden", "InvalidObjectState", SourceUnauthorized, "archive"),
+        ("403 Forbidden", "InvalidObjectState", BlobArchived, "archive"),
         ("403 Forbidden", "AccessDenied", SourceUnauthorized, "credentials"),
         ("401 Unauthorized", "", SourceUnauthorized, "credentials"),
         ("404 Not Found", "NoSuchKey", SourceNotFound, "NoSuchKey"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from modelstore.digest import Digest
+from modelstore.manifest import Manifest
 from modelstore.source_url import SourceURL
 
 __all__ = ["RangesIgnored", "Resolved", "Source", "SourceFile"]
@@ -20,7 +21,8 @@ class SourceFile:
 
     ``path`` in the model's tree, ``size`` in bytes, ``digest`` if the source promises one. ``validator`` is text by
     which the same bytes can be recognised later (a strong ETag, a modification time), None if there is no such thing.
-    ``ranges`` is whether ranges may be asked for. ``handle`` belongs to the source.
+    ``ranges`` is whether ranges may be asked for. ``git_sha1`` is the bytes' name as a git blob (40 hex digits), if the
+    source has that and no digest: the file is checked by it on the way in. ``handle`` belongs to the source.
     """
 
     path: str
@@ -28,6 +30,7 @@ class SourceFile:
     digest: Digest | None = None
     validator: str | None = None
     ranges: bool = True
+    git_sha1: str | None = None
     handle: Any = field(default=None, repr=False, compare=False)
 
 
@@ -36,11 +39,16 @@ class Resolved:
     """A source URL pinned: its files as they are now, and the revision they belong to, if the source has revisions.
 
     ``tree`` is whether the URL names a tree, of which a pin is the manifest digest, and not a single file.
+
+    ``manifest`` is the source's own, if it has one: kept byte for byte. Then ``files`` are those that it lists, each
+    with its digest, and ``others`` the blobs that it needs besides, such as its config.
     """
 
     files: tuple[SourceFile, ...]
     revision: str | None = None
     tree: bool = False
+    manifest: Manifest | None = None
+    others: tuple[SourceFile, ...] = ()
 
 
 @runtime_checkable

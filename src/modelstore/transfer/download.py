@@ -67,7 +67,7 @@ class _Engine:
     def __init__(
         self, jobs: Sequence[Job], tier: Tier, connections: int | None, cancel: Event | None, progress: Progress | None
     ) -> None:
-        self._jobs = jobs
+        self._jobs = [_in_order(job) for job in jobs]
         self._tier = tier
         self._cancel = cancel
         self._progress = progress
@@ -157,3 +157,10 @@ class _Engine:
                 self._effort.file_done()
                 return brought
             reading.counter.undo()
+
+
+def _in_order(job: Job) -> Job:
+    """Git's SHA-1 goes over the bytes in their order: a large file is read as a stream if it is checked by that."""
+    if job.file.git_sha1 and job.file.size > CHUNK_SIZE:
+        return replace(job, file=replace(job.file, ranges=False))
+    return job

@@ -1,5 +1,6 @@
 """One file: its chunks read in parallel into a staged file, hashed behind, published."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -16,7 +17,7 @@ from modelstore.errors import (
     SourceUnavailable,
     StoreError,
 )
-from modelstore.sources.base import RangesIgnored
+from modelstore.sources.base import RangesIgnored, SourceFile
 from modelstore.tiers.base import FileIngest, Ingest, SupportsResume, Tier
 from modelstore.transfer.effort import Counter, Effort, Stopped
 from modelstore.transfer.job import Brought, Job
@@ -41,6 +42,7 @@ class FileReading:
         self._failed = _FirstError()
         self._sums = job.known_sums
         self._file: FileIngest | None = None  # what is staged, if that is a file
+        self._git = _git_hasher(job.file)
         self.counter = Counter(effort)
         self.over = self._failed.over
 
@@ -57,6 +59,8 @@ class FileReading:
 
     def _finish(self, ingest: Ingest, sums: ChunkSums) -> Brought:
         job = self._job
+        if self._git and (actual := self._git.hexdigest()) != job.file.git_sha1:
+            raise job.wrong_bytes(job.file.path, f"git SHA-1 {actual}", job.file.git_sha1)
         if self._hashes:
             ingest.hash_to(job.file.size)
             if job.expected is not None and ingest.digest != job.expected:
@@ -154,6 +158,7 @@ class FileReading:
         """One chunk, begun again at the next missing byte as often as it helps."""
         job = self._job
         hasher = chunk_hasher()
+        git = self._git = _git_hasher(job.file)
         position, tries = chunk.start, 0
         while position < chunk.stop:
             begun, others, asked = position, self._effort.bytes, time.monotonic()
@@ -163,6 +168,8 @@ class FileReading:
                     self._check(position + len(piece), chunk.stop)
                     ingest.write_at(position, piece)
                     hasher.update(piece)
+                    if git:
+                        git.update(piece)
                     position += len(piece)
                     self.counter.add(len(piece))
                     del piece  # before the next one is there
@@ -189,6 +196,8 @@ class FileReading:
         for piece in job.reader.open_range(job.file, 0, size) if size else ():
             self._check(position + len(piece), size)
             ingest.write_at(position, piece)
+            if self._git:
+                self._git.update(piece)
             self.counter.add(len(piece))
             border = CHUNK_SIZE - position % CHUNK_SIZE
             hasher.update(piece[:border])
@@ -230,6 +239,13 @@ class FileReading:
     def _cut_off(self, position: int) -> SourceUnavailable:
         path, size = self._job.file.path, self._job.file.size
         return SourceUnavailable(f"{path} was cut off after {position} of {size} bytes", hint="run it again")
+
+
+def _git_hasher(file: SourceFile) -> "hashlib._Hash | None":
+    """What git names a blob by (gitformat-pack(5)), if the file is to be checked by that."""
+    if file.git_sha1 is None:
+        return None
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
 
 class _FirstError:

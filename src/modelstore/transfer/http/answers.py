@@ -2,47 +2,83 @@
 
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse
 
-from modelstore.errors import SourceChanged, SourceNotFound, SourceUnauthorized, SourceUnavailable
+from modelstore.errors import (
+    BlobArchived,
+    SourceChanged,
+    SourceCorrupt,
+    SourceNotFound,
+    SourceUnauthorized,
+    SourceUnavailable,
+)
 from modelstore.transfer import limits
 from modelstore.transfer.http.addresses import refuse_inside
 from modelstore.transfer.http.file import HttpFile, origin_of
 
 __all__ = [
     "REDIRECTS",
+    "Document",
     "check_answer",
+    "check_framing",
+    "check_promised",
     "check_same",
     "content_range",
     "declared_length",
     "empty_size",
+    "given_name",
     "is_settled",
     "redirect_target",
 ]
 
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+#: The Hub's, such as GatedRepo.
+_CODE: Final = re.compile(r"[A-Za-z]{1,64}")
 _UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
 _LENGTH: Final = re.compile(r"\d{1,18}")
 #: The code in an S3 error document (Amazon S3 API, "Error responses").
 _S3_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 _ERROR_BYTES: Final = 4096
-_S3_HINTS: Final = {
+#: Seconds until the quota is new, as the Hub says it (draft-ietf-httpapi-ratelimit-headers: "name";r=0;t=55).
+_RATE_LIMIT: Final = re.compile(r";\s*t=(\d{1,9})\b")
+_HINTS: Final = {
     "RequestTimeTooSkewed": "set this machine's clock",
     "ExpiredToken": "renew the credentials",
-    "InvalidObjectState": "restore the object from its archive tier first",
+    # The Hub's (huggingface_hub, utils/_http.py).
+    "GatedRepo": "ask for access on its page, and set HF_TOKEN",
+    "RepoNotFound": "check the name, or set HF_TOKEN if it is private",
+    "RevisionNotFound": "check the revision",
 }
+#: With these the Hub answers 401, too, so as not to say what is there.
+_ABSENT: Final = frozenset(("RepoNotFound", "RevisionNotFound", "EntryNotFound"))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A small answer: its status, its headers (case-insensitive) and its body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 def check_answer(file: HttpFile, response: BaseHTTPResponse) -> None:
     """Let only 200, 206 and 416 through, in identity encoding and framed in one way."""
-    status = response.status
-    if status not in (200, 206, 416):
+    if response.status not in (200, 206, 416):
         raise _refusal(file, response)
+    check_framing(file, response)
+
+
+def check_framing(file: HttpFile, response: BaseHTTPResponse) -> None:
+    """Refuse an answer whose bytes could be read in two ways."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise SourceUnavailable(f"{file.shown} was sent in {encoding:.40} encoding", retryable=False)
@@ -55,25 +91,30 @@ def check_answer(file: HttpFile, response: BaseHTTPResponse) -> None:
 
 
 def _refusal(file: HttpFile, response: BaseHTTPResponse) -> Exception:
-    status, code = response.status, _s3_code(response)
+    status, code = response.status, _error_code(response)
     said = f"HTTP {status}, {code}" if code else f"HTTP {status}"
-    if status in (404, 410):
-        return SourceNotFound(f"{file.shown} does not exist ({said})", hint="check the URL")
+    if code == "InvalidObjectState":
+        return BlobArchived(f"{file.shown} is in an archive tier ({said})", hint="restore the object first")
+    if status in (404, 410) or code in _ABSENT:
+        return SourceNotFound(f"{file.shown} does not exist ({said})", hint=_HINTS.get(code, "check the URL"))
     if status == 412:
         return SourceChanged(f"{file.shown} changed while it was being read", hint="run it again")
     if status in (401, 403, 407) or code == "ExpiredToken":
-        hint = _S3_HINTS.get(code, "check the credentials")
+        hint = _HINTS.get(code, file.hint)
         return SourceUnauthorized(f"{file.shown} may not be read ({said})", hint=hint)
     # S3 answers 400 RequestTimeout to a connection that idled.
     retryable = status in (408, 425, 429) or status >= 500 or code == "RequestTimeout"
     error = SourceUnavailable(f"{file.shown} answered {said}", retryable=retryable)
     error.overloaded = status in (429, 503)
-    error.retry_after = retry_after(response.headers.get("Retry-After"))
+    quota = _RATE_LIMIT.search(response.headers.get("RateLimit", "")) if status == 429 else None
+    error.retry_after = retry_after(response.headers.get("Retry-After", quota and quota[1]))
     return error
 
 
-def _s3_code(response: BaseHTTPResponse) -> str:
-    """The code that S3 gives a refusal, or nothing. Never more than a little is read, and never the text."""
+def _error_code(response: BaseHTTPResponse) -> str:
+    """The code that S3 or the Hub gives a refusal, or nothing. Never more than a little is read, and never the text."""
+    if _CODE.fullmatch(code := response.headers.get("X-Error-Code", "")):
+        return code
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if not kind.endswith("/xml"):
         return ""
@@ -124,10 +165,32 @@ def empty_size(file: HttpFile, response: BaseHTTPResponse) -> int:
 
 def check_same(file: HttpFile, response: BaseHTTPResponse) -> None:
     """Refuse another version: not every server keeps If-Match, so the answer must carry the validator seen first."""
+    if file.immutable:
+        return
     etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
     same = etag == file.etag if file.strong_etag or etag else modified == file.last_modified
     if not same:
         raise SourceChanged(f"{file.shown} changed while it was being read", hint="run it again")
+
+
+def check_promised(file: HttpFile, response: BaseHTTPResponse) -> None:
+    """Refuse an answer whose headers contradict what was said of the file before."""
+    for name, expected in file.promised.items():
+        found = response.headers.get(name) if response.status < 400 else None
+        if found is not None and found.removeprefix("W/").strip('"') != expected:
+            raise SourceChanged(f"{file.shown} is not what was listed ({name} is another)", hint="run it again")
+
+
+def given_name(disposition: str | None) -> str | None:
+    """The file name in a Content-Disposition (RFC 6266), as it stands there; None if there is none."""
+    if disposition is None:
+        return None
+    message = Message()
+    try:
+        message["Content-Disposition"] = disposition
+        return message.get_filename()
+    except (ValueError, LookupError, TypeError) as error:
+        raise SourceCorrupt("the server names the file in a way that cannot be read") from error
 
 
 def is_settled(modified: str | None, date: str | None) -> bool:

@@ -4,28 +4,33 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
+from urllib.parse import urlencode
 
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError, ProxyError, ReadTimeoutError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
-from modelstore.errors import SourceChanged, SourceError, SourceUnavailable
+from modelstore.errors import ModelStoreError, SourceChanged, SourceUnavailable
 from modelstore.sources.base import RangesIgnored
 from modelstore.transfer import limits
 from modelstore.transfer.http.answers import (
     REDIRECTS,
+    Document,
     check_answer,
+    check_framing,
+    check_promised,
     check_same,
     content_range,
     declared_length,
     empty_size,
+    given_name,
     is_settled,
     redirect_target,
 )
-from modelstore.transfer.http.file import HttpFile, origin_of
+from modelstore.transfer.http.file import Access, HttpFile, origin_of
 from modelstore.transfer.http.pool import Pools, TooSlow
 
 __all__ = ["HttpClient"]
@@ -37,10 +42,13 @@ _SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class HttpClient:
-    """Connections to any number of servers. Safe to use from several threads."""
+    """Connections to any number of servers. Safe to use from several threads.
 
-    def __init__(self, user_agent: str) -> None:
-        self._pools = Pools()
+    ``ca_bundle`` is a file of certificate authorities that are trusted besides the system's.
+    """
+
+    def __init__(self, user_agent: str, ca_bundle: str | None = None) -> None:
+        self._pools = Pools(ca_bundle)
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
 
     def close(self) -> None:
@@ -71,6 +79,46 @@ class HttpClient:
             file.etag = response.headers.get("ETag")
             file.last_modified = response.headers.get("Last-Modified")
             file.settled = is_settled(file.last_modified, response.headers.get("Date"))
+            file.name = given_name(response.headers.get("Content-Disposition"))
+
+    def ask(
+        self,
+        file: HttpFile,
+        headers: Mapping[str, str],
+        *,
+        most: int,
+        form: Mapping[str, str] | None = None,
+        accept: tuple[int, ...] = (200,),
+    ) -> Document:
+        """A small document of at most ``most`` bytes, with a status to ``accept``. With ``form`` it is posted for.
+
+        Raises a ``SourceError``.
+        """
+        body = urlencode(form).encode() if form is not None else None
+        if body is not None:
+            headers = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+        response = self._follow(file, headers, body)
+        try:
+            with _translated(file):
+                if response.status not in accept:
+                    check_answer(file, response)
+                    raise SourceUnavailable(f"{file.shown} answered HTTP {response.status}", retryable=False)
+                check_framing(file, response)
+                content = response.read(most + 1, decode_content=False)
+                if len(content) > most:
+                    raise SourceUnavailable(f"{file.shown} answered with more than {most} bytes", retryable=False)
+                return Document(response.status, response.headers, content)
+        finally:
+            self._pools.done(response)
+
+    def read(self, file: HttpFile, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes ``[start, stop)`` of a probed file, or of one whose size was known.
+
+        A whole file is asked for as one: servers and caches answer that more readily than a range.
+        """
+        if file.ranges and (start, stop) != (0, file.size):
+            return self.read_range(file, start, stop)
+        return self.read_all(file)
 
     def read_range(self, file: HttpFile, start: int, stop: int) -> Iterator[bytes]:
         """The bytes ``[start, stop)`` of a probed file. May end early, or run over: the engine counts."""
@@ -106,7 +154,7 @@ class HttpClient:
                 del piece  # before the next one is there
 
     @contextmanager
-    def _open(self, file: HttpFile, headers: dict[str, str]) -> Iterator[BaseHTTPResponse]:
+    def _open(self, file: HttpFile, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
         """A checked answer to GET: 200, 206 or 416 in identity encoding. Follows redirects by hand."""
         response = self._ask_again(file, headers) or self._follow(file, headers)
         try:
@@ -116,13 +164,13 @@ class HttpClient:
         finally:
             self._pools.done(response)
 
-    def _ask_again(self, file: HttpFile, headers: dict[str, str]) -> BaseHTTPResponse | None:
+    def _ask_again(self, file: HttpFile, headers: Mapping[str, str]) -> BaseHTTPResponse | None:
         """The answer of where a redirect led before; None if there is none, or it is no good any more."""
         known = file.redirected
         if not known:
             return None
         with suppress(SourceUnavailable):
-            response = self._send(file, known, headers)
+            response = self._send(file, known, file.access, headers)
             if response.status < 300 or response.status in (412, 416, 429):
                 return response
             self._pools.done(response)
@@ -131,24 +179,44 @@ class HttpClient:
             file.redirected = None
         return None
 
-    def _follow(self, file: HttpFile, headers: dict[str, str]) -> BaseHTTPResponse:
-        url = file.url
-        for _ in range(limits.MAX_REDIRECTS + 1):
-            response = self._send(file, url, headers)
+    def _follow(self, file: HttpFile, headers: Mapping[str, str], body: bytes | None = None) -> BaseHTTPResponse:
+        """The answer where all redirects end. What is refused for want of fresh credentials is asked once more."""
+        refused = file.access
+        response, own = self._follow_from(file, refused, headers, body)
+        # 400: S3's ExpiredToken.
+        if own and response.status in (400, 401, 403) and file.renew_access(refused):
+            self._pools.done(response)
+            response, _ = self._follow_from(file, file.access, headers, body)
+        return response
+
+    def _follow_from(
+        self, file: HttpFile, access: Access, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[BaseHTTPResponse, bool]:
+        """The answer where all redirects end, and whether it is the URL's own."""
+        url = access.url
+        for hop in range(limits.MAX_REDIRECTS + 1):
+            response = self._send(file, url, access, headers, body)
+            if hop == 0:
+                check_promised(file, response)
             if response.status not in REDIRECTS:
-                file.redirected = url if url != file.url else None
-                return response
+                file.redirected = url if hop else None
+                return response, hop == 0
             location = response.headers.get("Location", "")
             self._pools.done(response)
+            if body is not None:
+                raise SourceUnavailable(f"{file.shown} redirects what was posted to it", retryable=False)
             url = redirect_target(file, url, location)
         raise SourceUnavailable(f"{file.shown} redirects more than {limits.MAX_REDIRECTS} times", retryable=False)
 
-    def _send(self, file: HttpFile, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        own = file.headers if origin_of(url) == origin_of(file.url) else {}
+    def _send(
+        self, file: HttpFile, url: str, access: Access, headers: Mapping[str, str], body: bytes | None = None
+    ) -> BaseHTTPResponse:
+        own = access.headers if origin_of(url) == origin_of(access.url) else {}
         with _translated(file):
             return self._pools.of(url).urlopen(
-                "GET",
+                "GET" if body is None else "POST",
                 url,
+                body=body,
                 headers={**self._headers, **headers, **own},
                 preload_content=False,
                 decode_content=False,
@@ -176,7 +244,7 @@ def _translated(file: HttpFile) -> Iterator[None]:
     """Turn what the network says into a SourceError, once."""
     try:
         yield
-    except SourceError:
+    except ModelStoreError:
         raise
     except LocationParseError:  # not chained: its text quotes what may be a password
         raise SourceUnavailable(

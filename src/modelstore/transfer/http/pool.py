@@ -3,6 +3,7 @@
 import errno
 import io
 import socket
+import ssl
 import time
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from modelstore.transfer import limits
 from modelstore.transfer.http.addresses import is_metadata
 from modelstore.transfer.http.file import origin_of
+from modelstore.transfer.http.tls import trust
 
 __all__ = ["Pools", "TooSlow"]
 
@@ -35,10 +37,11 @@ _OpenSockets = dict[object, socket.socket]
 
 
 class Pools:
-    """One pool of connections for each proxy, and one without."""
+    """One pool of connections for each proxy and scheme, and those without."""
 
-    def __init__(self) -> None:
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+    def __init__(self, ca_bundle: str | None = None) -> None:
+        self._ca_bundle = ca_bundle
+        self._pools: dict[tuple[str | None, str], urllib3.PoolManager] = {}
         self._by_origin: dict[tuple[str, str | None, int | None], urllib3.PoolManager] = {}
         self._open_sockets: _OpenSockets = {}
         self._lock = Lock()
@@ -54,14 +57,17 @@ class Pools:
         if proxy and proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
             proxy = None
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._connect_by(proxy)
-            self._by_origin[origin] = self._pools[proxy]
-            return self._pools[proxy]
+            by = (proxy, parts.scheme)
+            if by not in self._pools:
+                self._pools[by] = self._connect_by(*by)
+            self._by_origin[origin] = self._pools[by]
+            return self._pools[by]
 
-    def _connect_by(self, proxy: str | None) -> urllib3.PoolManager:
+    def _connect_by(self, proxy: str | None, scheme: str) -> urllib3.PoolManager:
+        tls = "https" in (scheme, (proxy or "").partition(":")[0].lower())
+        context = trust(self._ca_bundle) if tls else None
         try:
-            return _connect_by(proxy, self._open_sockets)
+            return _connect_by(proxy, context, self._open_sockets)
         except (HTTPError, ValueError):  # not chained: its text quotes what may be a password
             raise LocationParseError("the proxy") from None
 
@@ -84,12 +90,13 @@ class Pools:
             pool.clear()
 
 
-def _connect_by(proxy: str | None, open_sockets: _OpenSockets) -> urllib3.PoolManager:
+def _connect_by(proxy: str | None, context: ssl.SSLContext | None, open_sockets: _OpenSockets) -> urllib3.PoolManager:
     options: dict[str, Any] = {
         "num_pools": 16,
         "maxsize": limits.LARGEST_POOL,
         "timeout": urllib3.Timeout(connect=limits.CONNECT_SECONDS, read=limits.STALL_SECONDS),
         "retries": False,
+        "ssl_context": context,
     }
     if proxy is None:
         manager = urllib3.PoolManager(**options)
@@ -99,7 +106,9 @@ def _connect_by(proxy: str | None, open_sockets: _OpenSockets) -> urllib3.PoolMa
         if not host:
             raise ValueError("a proxy has no host")
         headers = urllib3.make_headers(proxy_basic_auth=unquote(userinfo)) if userinfo else None
-        manager = urllib3.ProxyManager(parts._replace(netloc=host).geturl(), proxy_headers=headers, **options)
+        manager = urllib3.ProxyManager(
+            parts._replace(netloc=host).geturl(), proxy_headers=headers, proxy_ssl_context=context, **options
+        )
     classes = {
         "http": partial(_HttpPool, open_sockets=open_sockets),
         "https": partial(_HttpsPool, open_sockets=open_sockets),
