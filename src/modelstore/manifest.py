@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from modelstore.digest import ChunkSums, Digest
+from modelstore.layer_names import layer_names
 from modelstore.source_url import CacheKey
 
 __all__ = [
@@ -76,7 +77,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A blob as a manifest lists it. ``path`` is the layer's ``org.cncf.model.filepath``, if it has one."""
+    """A blob as a manifest lists it. ``path`` is what a layer is called as a file of the tree, if it is one."""
 
     media_type: str
     digest: Digest
@@ -88,13 +89,11 @@ class Descriptor:
         return value if self.path is None else {**value, "annotations": {FILEPATH: self.path}}
 
     @classmethod
-    def from_json(cls, value: Any) -> "Descriptor":
+    def from_json(cls, value: Any, path: str | None = None) -> "Descriptor":
+        """Read a descriptor; ``path`` is what the layer is called. Raises :class:`ValueError` and its like."""
         media_type, size = value["mediaType"], value["size"]
-        path = (value.get("annotations") or {}).get(FILEPATH)
         if not isinstance(media_type, str) or type(size) is not int or size < 0:
             raise ValueError("a descriptor has no media type or no size")
-        if path is not None and not isinstance(path, str):
-            raise ValueError("a descriptor's path is not text")
         return cls(media_type, Digest.parse(value["digest"]), size, path)
 
 
@@ -135,7 +134,8 @@ class Manifest:
         """Read a manifest; fields that are not known are ignored. Raises :class:`ValueError` if it is not one."""
         try:
             value = json.loads(raw)
-            layers = tuple(Descriptor.from_json(layer) for layer in value["layers"])
+            listed = typed(value["layers"], list)
+            layers = tuple(map(Descriptor.from_json, listed, layer_names(listed)))
             config = Descriptor.from_json(value["config"])
             if value["schemaVersion"] != 2 or not layers:
                 raise ValueError("it is not an image manifest of schema version 2 with layers")

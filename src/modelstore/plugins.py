@@ -24,6 +24,7 @@ BUILT_IN: Final = {
         "hf": "modelstore.sources.huggingface:HuggingFaceSource",
         "http": "modelstore.sources.web:WebSource",
         "https": "modelstore.sources.web:WebSource",
+        "ollama": "modelstore.sources.ollama:OllamaSource",
     },
     "modelstore.tiers": {
         "file": "modelstore.tiers.directory:DirectoryTier",

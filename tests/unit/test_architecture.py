@@ -23,9 +23,9 @@ TREES = {name: ast.parse(path.read_bytes()) for name, path in FILES.items()}
 # Lowest first. A module may import from lower layers and from its own, unless it is one of a kind (see below).
 LAYERS = (
     ("errors", "digest", "progress"),
-    ("source_url", "manifest", "config"),
+    ("source_url", "manifest", "layer_names", "config"),
     ("sources.base", "tiers.base", "layouts.base"),
-    ("transfer", "locking", "formats"),
+    ("transfer", "locking", "formats", "registry"),
     ("sources", "tiers", "layouts"),
     ("model", "plugins", "fetching", "maintenance", "tiering", "store"),
     ("", "cli", "__main__", "testing"),
@@ -186,7 +186,9 @@ def test_nothing_is_executed(name: str) -> None:
             assert called not in {"eval", "exec", "compile", "os.system", "os.popen", "__import__"}, (
                 f"{name}:{node.lineno}"
             )
-            assert not called.startswith("subprocess."), f"{name}:{node.lineno}"
+            # Docker's credential helpers, which the user's own file names.
+            helper = name == "registry/docker_config.py" and called == "subprocess.run"
+            assert helper or not called.startswith("subprocess."), f"{name}:{node.lineno}"
 
 
 # -- plug-ins ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class HttpFile:
     """A file behind a URL. ``url`` may hold a signature, so only ``shown`` goes into messages.
 
     ``headers`` (credentials) are sent to the URL's own host, port and scheme only. ``renew`` makes both anew when they
-    are refused: a signature runs out in the middle of a model; with an empty ``url`` it is asked before the first use.
+    are refused, as when a signature runs out in the middle; with an empty ``url`` it is asked before the first use.
 
     What is known, or what ``probe`` found: ``size`` in bytes, whether the server answers ``ranges``, its ``etag`` and
     ``last_modified``, and whether the latter is ``settled``: long enough ago that another change would have moved it;
@@ -43,7 +43,7 @@ class HttpFile:
     immutable: bool = False
     promised: Mapping[str, str] = field(default_factory=dict, repr=False)
     hint: str = "check the credentials"
-    renew: Callable[[], Access] | None = field(default=None, repr=False)
+    renew: Callable[[Access], Access] | None = field(default=None, repr=False)
     redirected: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class HttpFile:
             return False
         with self._lock:
             if self._access is refused:
-                self._access = self.renew()
+                self._access = self.renew(refused)
         return True
 
     @property

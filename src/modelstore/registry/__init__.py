@@ -1,0 +1,1 @@
+"""Registries of models: Ollama's, and any that speaks the OCI distribution protocol."""
