@@ -25,6 +25,7 @@ BUILT_IN: Final = {
         "http": "modelstore.sources.web:WebSource",
         "https": "modelstore.sources.web:WebSource",
         "ollama": "modelstore.sources.ollama:OllamaSource",
+        "s3": "modelstore.sources.s3:S3Source",
     },
     "modelstore.tiers": {
         "file": "modelstore.tiers.directory:DirectoryTier",
@@ -38,8 +39,18 @@ BUILT_IN: Final = {
 
 
 def make_source(scheme: str, config: Config) -> "Source":
-    """The source for a URL scheme. Raises :class:`ConfigError` that lists the known ones."""
-    source: Source = _load("modelstore.sources", scheme, "URL scheme")(config)
+    """The source for a URL scheme; those that nobody has registered may be fsspec's.
+
+    Raises :class:`ConfigError` that lists the known ones.
+    """
+    try:
+        source: Source = _load("modelstore.sources", scheme, "URL scheme")(config)
+    except ConfigError:
+        from modelstore.sources.fsspec import FsspecSource, is_known
+
+        if not is_known(scheme):
+            raise
+        source = FsspecSource(config)
     return source
 
 

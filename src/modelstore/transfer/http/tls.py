@@ -7,10 +7,11 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from modelstore.errors import ConfigError
 
-__all__ = ["trust"]
+__all__ = ["named_authorities", "trust"]
 
-#: Read by OpenSSL, requests and curl. There each replaces the system's authorities; here each is added to them.
-_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+#: Read by OpenSSL, requests, curl and the AWS command line. There each replaces the system's authorities; here each is
+#: added to them.
+_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 
 
 def trust(ca_bundle: str | None) -> ssl.SSLContext:
@@ -24,11 +25,15 @@ def trust(ca_bundle: str | None) -> ssl.SSLContext:
     if os.path.isfile(system.openssl_cafile) or os.path.isdir(system.openssl_capath):
         # Again, by name: SSL_CERT_FILE and SSL_CERT_DIR have replaced them above.
         _load(context, system.openssl_cafile, system.openssl_capath)
-    named = [(name, os.environ.get(name)) for name in _VARIABLES]
-    for name, path in [*named, ("ca_bundle", ca_bundle)]:
-        if path:
-            _add(context, name, path)
+    for name, path in named_authorities(ca_bundle):
+        _add(context, name, path)
     return context
+
+
+def named_authorities(ca_bundle: str | None) -> list[tuple[str, str]]:
+    """What names a file of authorities besides the system's, and the file."""
+    named = [(name, os.environ.get(name)) for name in _VARIABLES]
+    return [(name, path) for name, path in [*named, ("ca_bundle", ca_bundle)] if path]
 
 
 def _load(context: ssl.SSLContext, file: str, folder: str) -> None:
