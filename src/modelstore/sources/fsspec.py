@@ -7,7 +7,6 @@ fsspec finds, lists and signs. What it can sign is read by our engine from the s
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from modelstore.errors import (
 from modelstore.manifest import check_paths
 from modelstore.source_url import Selection, SourceURL
 from modelstore.sources.base import Resolved, SourceFile
+from modelstore.transfer.asking import ask_each
 from modelstore.transfer.http import Access, HttpClient, HttpFile
 
 __all__ = ["FsspecSource", "is_known"]
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 _PIECE: Final = 1024 * 1024
 #: Seconds that a signed URL is good for; a fresh one is made when it is refused.
 _EXPIRES: Final = 3600
-#: Objects that are asked about at once.
-_ASKED: Final = 16
 #: Archives, caches and wrappers of other file systems, and what has a source of its own.
 _REFUSED: Final = frozenset(
     "async_wrapper blockcache cached data dir dirfs file filecache generic hf http https libarchive local reference s3"
@@ -76,9 +74,8 @@ class FsspecSource:
             files = {name: info for name, info in _below(fs, path) if selection.picks(name)}
         if not files:
             raise SourceNotFound(f"{url} holds no objects" + (" that are selected" if query else ""))
-        with ThreadPoolExecutor(_ASKED, "modelstore-list") as pool:
-            resolved = pool.map(lambda item: self._file(fs, *item, url), sorted(files.items()))
-            return Resolved(tuple(resolved), tree=True)
+        listed = ask_each(lambda item: self._file(fs, item[0], item[1], url), sorted(files.items()))
+        return Resolved(tuple(listed), tree=True)
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
         handle = file.handle

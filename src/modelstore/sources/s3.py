@@ -1,8 +1,8 @@
 """``s3://bucket/key`` and ``s3://bucket/prefix/``: objects in any store that speaks S3.
 
 botocore finds, lists and signs, with the environment, profiles and roles that the AWS command line knows; bytes are
-read by our engine from the signed URLs. Not s3fs, which brings botocore along, takes twice its start-up and half again its
-memory, runs an event loop in a thread that no fork survives, and remembers listings.
+read by our engine from the signed URLs. Not s3fs, which brings botocore along, takes twice its start-up and half again
+its memory, runs an event loop in a thread that no fork survives, and remembers listings.
 """
 
 import base64
@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import parse_qs, unquote
@@ -29,6 +28,7 @@ from modelstore.errors import (
 from modelstore.manifest import check_paths
 from modelstore.source_url import Selection, SourceURL
 from modelstore.sources.base import Resolved, SourceFile
+from modelstore.transfer.asking import AT_ONCE, ask_each
 from modelstore.transfer.http import Access, HttpClient, HttpFile
 from modelstore.transfer.http.tls import named_authorities
 
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a signed URL is good for; a fresh one is made when it is refused.
 _EXPIRES: Final = 3600
-#: HEAD requests at once. The listing has no checksums, no metadata and no archive tier.
-_HEADS: Final = 16
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
 #: Error codes of S3 (Amazon S3 API, "Error responses"); HEAD has no body, so there the status stands for the code.
@@ -173,8 +171,8 @@ class _Bucket:
                 raise SourceUnavailable(f"{self._url}: {item[1]} was listed and is not there", hint="run it again")
             return self.file(*item, head, None)
 
-        with ThreadPoolExecutor(_HEADS, "modelstore-head") as pool:
-            return list(pool.map(file, names.items()))
+        # The listing has no checksums, no metadata and no archive tier.
+        return ask_each(file, names.items())
 
     def file(self, name: str, key: str, head: Mapping[str, Any], version: str | None) -> SourceFile:
         """An object as the engine reads it."""
@@ -251,6 +249,8 @@ def _connect(url: SourceURL, trusted: str | None) -> "BaseClient":
     from botocore.config import Config as BotoConfig
     from botocore.session import Session
 
+    for noisy in ("botocore.auth", "botocore.endpoint"):  # they log requests with all that is secret in them
+        logging.getLogger(noisy).addFilter(_is_no_request)
     session = Session()
     name, _, secret = url.request.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")
     if name and secret and url.request != url.text:
@@ -264,13 +264,17 @@ def _connect(url: SourceURL, trusted: str | None) -> "BaseClient":
         connect_timeout=5,
         read_timeout=20,
         retries={"mode": "standard", "max_attempts": 4},
-        max_pool_connections=_HEADS,
+        max_pool_connections=AT_ONCE,
         # Ranges have no checksum of their own, and others than AWS do not know the new ones.
         response_checksum_validation="when_required",
         request_checksum_calculation="when_required",
     )
     region = session.get_config_variable("region") or "us-east-1"
     return session.create_client("s3", region_name=region, config=config, verify=trusted)
+
+
+def _is_no_request(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
 
 
 def _digest(head: Mapping[str, Any]) -> Digest | None:

@@ -32,6 +32,7 @@ from modelstore.transfer.http.answers import (
 )
 from modelstore.transfer.http.file import Access, HttpFile, origin_of
 from modelstore.transfer.http.pool import Pools, TooSlow
+from modelstore.transfer.http.redaction import hide_queries
 
 __all__ = ["HttpClient"]
 
@@ -48,6 +49,7 @@ class HttpClient:
     """
 
     def __init__(self, user_agent: str, ca_bundle: str | None = None) -> None:
+        hide_queries()
         self._pools = Pools(ca_bundle)
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
 
