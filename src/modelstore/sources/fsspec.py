@@ -42,6 +42,8 @@ _REFUSED: Final = frozenset(
 #: Extras of ours, where there is one.
 _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure",
                   "sftp": "sftp", "ssh": "sftp"}  # fmt: skip
+#: Packages that are not called as what is in them.
+_PACKAGES: Final = {"smbclient": "smbprotocol", "git": "pygit2", "distributed": "dask distributed"}
 #: By what file systems recognise a version, best first: gcsfs, adlfs, ossfs and others; then times.
 _VERSIONS: Final = ("generation", "etag", "ETag", "version_id", "md5Hash", "content_md5", "checksum")
 _TIMES: Final = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
@@ -91,6 +93,8 @@ class FsspecSource:
             check_paths([name])
         except ValueError as error:
             raise SourceCorrupt(f"{url} cannot be stored: {error}") from error
+        with _errors(url):
+            info = fs.info(str(info["name"]))  # a listing may say the same in other words
         size, validator = info.get("size"), _validator(info)
         if type(size) is not int or size < 0:
             raise SourceUnavailable(f"{url} does not say how long {name} is", retryable=False)
@@ -143,7 +147,6 @@ class _Reader:
 def _open(url: SourceURL, place: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it. A new one: it remembers no listing."""
     import fsspec
-    from fsspec.registry import known_implementations
 
     if url.scheme in _REFUSED or "::" in place:
         raise ConfigError(
@@ -152,10 +155,13 @@ def _open(url: SourceURL, place: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(place, skip_instance_cache=True)
     except ImportError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        module = (cause.name or url.scheme).partition(".")[0]
         extra = _EXTRAS.get(url.scheme)
-        said = known_implementations.get(url.scheme, {}).get("err", "")
-        hint = f"pip install 'llm-modelstore[{extra}]'" if extra else said or f"pip install {error.name}"
-        raise ConfigError(f"{url.scheme}:// needs a package that is not installed ({error.name})", hint=hint) from error
+        package = f"'llm-modelstore[{extra}]'" if extra else _PACKAGES.get(module, module)
+        raise ConfigError(
+            f"{url.scheme}:// needs {module}, which is not here", hint=f"pip install {package}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"malformed URL {url}", hint=f"write {url.scheme}://…/path") from error
     return fs, path
