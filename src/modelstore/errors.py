@@ -79,7 +79,7 @@ class ModelStoreError(Exception):
     def __str__(self) -> str:
         side = f"tier {self.tier}: " if self.tier else ""
         hint = f"; {self.hint}" if self.hint else ""
-        choices = f": {', '.join(self.choices)}" if self.choices else ""
+        choices = ": " + ", ".join(self.choices) if self.choices else ""
         return f"{side}{self.message}{hint}{choices}"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -27,11 +27,16 @@ __all__ = ["fetch"]
 def fetch(obj: dict[str, Any], /, source: str, as_json: bool, offline: bool, **options: Any) -> None:
     """Have SOURCE complete, verified and laid out, and print the path.
 
-    SOURCE is a URL (https://, file://) or a local path. A pin, #sha256=<hex>, makes sure of the bytes; for a
-    directory, ?allow= and ?ignore= choose files.
+    SOURCE is a URL (hf://, ollama://, s3://, https://, file://, or one that fsspec knows, such as gs://) or a local
+    path. A pin, #sha256=<hex>, makes sure of the bytes; of a repository, a prefix or a directory, ?allow= and ?ignore=
+    choose files.
 
     \b
     Examples:
+      modelstore fetch hf://Qwen/Qwen3-0.6B --layout vllm
+      modelstore fetch hf://bartowski/Llama-3.2-1B-Instruct-GGUF/Llama-3.2-1B-Instruct-Q4_K_M.gguf
+      modelstore fetch ollama://qwen3:0.6b
+      modelstore fetch s3://my-bucket/models/llama/
       modelstore fetch https://example.com/model.gguf
       modelstore fetch 'https://example.com/model.gguf#sha256=9f86d081884c7d65…'
       modelstore fetch ./my-model --layout vllm --to /mnt/models

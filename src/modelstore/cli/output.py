@@ -44,9 +44,10 @@ class Output:
         if self._verbose and error is not None:
             self._write("".join(traceback.format_exception(error)).rstrip())
         line = " ".join(message.split())
+        choices = list(getattr(error, "choices", ()))
         if self._json:
-            line = json.dumps({"level": "error", "message": line, "exit_code": code})
-            self._write(line)
+            more = {"choices": choices} if choices else {}
+            self._write(json.dumps({"level": "error", "message": line, "exit_code": code, **more}))
         else:
             self._write(f"modelstore: error: {line}")
 
