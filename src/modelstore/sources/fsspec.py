@@ -51,9 +51,9 @@ _TIMES: Final = ("mtime", "last_modified", "LastModified", "updated", "modified"
 
 def is_known(scheme: str) -> bool:
     """Whether fsspec has a file system for a scheme, installed or not."""
-    from fsspec.registry import available_protocols
+    from fsspec.registry import known_implementations, registry
 
-    return scheme in available_protocols()
+    return scheme in known_implementations or scheme in registry
 
 
 class FsspecSource:

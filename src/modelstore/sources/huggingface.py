@@ -60,8 +60,10 @@ class Place:
         match = _PLACE.fullmatch(text)
         if match is None or text.split("/")[0] in ("datasets", "spaces", "models", "kernels"):
             raise ConfigError(f"{url} names no model", hint="write hf://owner/name[@revision][/path]")
-        revision = match["revision"]
-        return cls(match["repo"], None if revision is None else unquote(revision), match["path"] or "")
+        revision = None if match["revision"] is None else unquote(match["revision"])
+        if revision in (".", ".."):
+            raise ConfigError(f"{url} names no revision", hint="write a branch, a tag or a commit after @")
+        return cls(match["repo"], revision, match["path"] or "")
 
 
 class HuggingFaceSource:
