@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ from safetensors.numpy import save_file
 
 from tests.support import Modelstore, impossible
 from tests.support.httpserver import HttpServer
+from tests.support.hub import Hub
+from tests.support.hub_client import RealClient
 from tests.support.nginx import find_nginx, serve
+from tests.support.s3 import S3, S3Server, environment, moto, new_bucket, new_client
 
 if TYPE_CHECKING:
     import subprocess
@@ -31,6 +34,25 @@ def http_server() -> Iterator[HttpServer]:
 def tls_server() -> Iterator[HttpServer]:
     with HttpServer(tls=True) as server:
         yield server
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A stand-in for the Hugging Face Hub; see tests/support/hub.py."""
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture
+def real_client(hub: Hub, tmp_path: Path) -> RealClient:
+    """The real `huggingface_hub`, with the stand-in as its endpoint."""
+    return RealClient(hub.endpoint, tmp_path / "real")
+
+
+@pytest.fixture
+def hf(cli: Modelstore, hub: Hub) -> Modelstore:
+    """The command, with the stand-in as its Hub."""
+    return cli.with_env(HF_ENDPOINT=hub.endpoint)
 
 
 @pytest.fixture
@@ -121,3 +143,23 @@ def _write_texts(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+@pytest.fixture(scope="session")
+def moto_client() -> Iterator[Any]:
+    """A boto3 client of a moto server that all tests of this process share; each takes a bucket of its own."""
+    with moto() as url, closing(new_client(url)) as client:
+        yield client
+
+
+@pytest.fixture
+def s3(moto_client: Any, tmp_path: Path) -> Iterator[S3]:
+    """A new bucket behind a server that checks and records; see tests/support/s3.py."""
+    with S3Server(moto_client.meta.endpoint_url) as server:
+        yield S3(server, moto_client, new_bucket(moto_client), environment(server.url, tmp_path))
+
+
+@pytest.fixture
+def aws(cli: Modelstore, s3: S3) -> Modelstore:
+    """The command with the keys and the endpoint of `s3` in its environment."""
+    return cli.with_env(**s3.env)
