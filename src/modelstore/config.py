@@ -22,6 +22,11 @@ _LONGEST: Final = 100 * 365 * 86400.0
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 #: RFC 9110 §5.1: a token. And §5.5: what a value may hold.
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: What the engine itself says; another value would break it.
+_ENGINES: Final = frozenset(
+    "accept-encoding connection content-length host if-match if-none-match if-range if-unmodified-since range te"
+    " transfer-encoding".split()
+)
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -110,8 +115,8 @@ class HostConfig:
         if not isinstance(headers, Mapping) or not all(isinstance(value, str) for value in headers.values()):
             raise ConfigError(f"the headers of {host} are not text by name")
         for name in headers:
-            if not _HEADER.fullmatch(name):
-                raise ConfigError(f"{name!r:.40} cannot be the name of a header for {host}")
+            if not _HEADER.fullmatch(name) or name.lower() in _ENGINES:
+                raise ConfigError(f"{name!r:.40} cannot be a header for {host}")
         token_host = table.get("token_host")
         if not isinstance(plain, bool) or not (token_host is None or isinstance(token_host, str)):
             raise ConfigError(f"a setting of the host {host} has the wrong type")
@@ -126,6 +131,8 @@ def _expand(name: str, text: str, environ: Mapping[str, str]) -> str:
     for variable in _VARIABLE.findall(text):
         if not environ.get(variable):
             raise ConfigError(f"the header {name} needs the environment variable {variable}, which is not set")
+    if "${" in _VARIABLE.sub("", text):
+        raise ConfigError(f"the header {name} has a malformed variable in it", hint="write ${NAME}")
     value = _VARIABLE.sub(lambda match: environ[match[1]], text)
     if not _HEADER_VALUE.fullmatch(value):
         raise ConfigError(f"the value of the header {name} holds a character that no header may hold")
@@ -155,7 +162,7 @@ class Config:
 
     def host(self, name: str, port: int | None) -> HostConfig:
         """The settings of a host; those of ``host:port`` count before those of ``host``."""
-        name = name.lower()
+        name = f"[{name.lower()}]" if ":" in name else name.lower()
         return self.hosts.get(f"{name}:{port}") or self.hosts.get(name) or HostConfig()
 
 
@@ -212,7 +219,10 @@ def _build(settings: dict[str, Any], environ: Mapping[str, str]) -> Config:
 def _parse_hosts(value: Any) -> dict[str, HostConfig]:
     if not isinstance(value, Mapping):
         raise ConfigError("hosts is not a table", hint='write [hosts."host"] and settings below it')
-    return {host.lower(): HostConfig.parse(host, table) for host, table in value.items()}
+    hosts = {host.lower(): HostConfig.parse(host, table) for host, table in value.items()}
+    if len(hosts) < len(value):
+        raise ConfigError("a host is there twice in hosts")
+    return hosts
 
 
 def _parse_path(name: str, value: Any) -> str | None:

@@ -45,11 +45,12 @@ def layer_names(layers: Iterable[Mapping[str, Any]]) -> list[str | None]:
     type the second is ``model-2.gguf``. Raises :class:`ValueError`, :class:`TypeError` for what is not a layer.
     """
     names = [_explicit(layer) for layer in layers]
-    taken = {name for name in names if name is not None}
+    taken = {name.lower() for name in names if name is not None}
+    numbers: dict[str, int] = {}
     for number, layer in enumerate(layers):
         if names[number] is None and (known := _by_type(layer["mediaType"])):
-            names[number] = free = _free(known, taken)
-            taken.add(free)
+            names[number] = free = _free(known, taken, numbers)
+            taken.add(free.lower())
     return names
 
 
@@ -83,12 +84,14 @@ def _ended(path: str, media_type: str) -> str:
     return path if path.endswith(ending) else path.rstrip("/") + ending
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _free(name: str, taken: set[str], numbers: dict[str, int]) -> str:
+    """``numbers`` is what each name was last numbered with, so that the next is found at once."""
     stem, dot, ending = name.partition(".")
-    number, candidate = 1, name
-    while candidate in taken:
+    number, candidate = numbers.get(name, 1), name
+    while candidate.lower() in taken:
         number += 1
         candidate = f"{stem}-{number}{dot}{ending}"
+    numbers[name] = number
     return candidate
 
 

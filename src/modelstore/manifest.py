@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from modelstore.digest import ChunkSums, Digest
@@ -133,7 +134,7 @@ class Manifest:
     def parse(cls, raw: bytes) -> "Manifest":
         """Read a manifest; fields that are not known are ignored. Raises :class:`ValueError` if it is not one."""
         try:
-            value = json.loads(raw)
+            value = json.loads(raw.decode())  # bytes could be of other encodings, too
             listed = typed(value["layers"], list)
             layers = tuple(map(Descriptor.from_json, listed, layer_names(listed)))
             config = Descriptor.from_json(value["config"])
@@ -287,7 +288,6 @@ def check_paths(paths: Iterable[str]) -> None:
     Unicode form, no path that is both a file and a directory. Raises :class:`ValueError`.
     """
     seen: dict[str, str] = {}
-    folders: set[str] = set()
     for path in paths:
         _check_path(path)
         folded = _fold(path)
@@ -296,11 +296,11 @@ def check_paths(paths: Iterable[str]) -> None:
             same = "the path is listed twice" if other == path else "the paths differ only in case or Unicode form"
             raise ValueError(f"{same}: {other!r} and {path!r}")
         seen[folded] = path
-        while "/" in folded:
-            folded = folded.rpartition("/")[0]
-            folders.add(folded)
-    for folder in folders & seen.keys():
-        raise ValueError(f"the path is both a file and a folder: {seen[folder]!r}")
+    # Sorted, what is below a path comes right after it; keeping every folder of every path could take GiB.
+    ordered = sorted(f"{folded}/" for folded in seen)
+    for path, following in pairwise(ordered):
+        if following.startswith(path):
+            raise ValueError(f"the path is both a file and a folder: {seen[path[:-1]]!r}")
 
 
 def _check_path(path: str) -> None:

@@ -77,13 +77,15 @@ class SourceURL:
 
     ``text`` is what is hashed, shown and stored: the URL as written, less what must never be in a key. ``request`` is
     what a source may need to ask with, credentials and signature included: never log it, never store it.
-    ``pin`` is the digest of ``#sha256=``, if there was one.
+    ``pin`` is the digest of ``#sha256=``, if there was one. ``revision`` is what a source has pinned the URL to before,
+    if just that is to be had again.
     """
 
     text: str
     scheme: str
     request: str = field(repr=False, compare=False)
     pin: Digest | None = None
+    revision: str | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, source: "str | os.PathLike[str] | SourceURL") -> "SourceURL":
@@ -98,8 +100,11 @@ class SourceURL:
             raise ConfigError("the source is empty", hint="give a URL or a path")
         if _CONTROL.search(text):
             raise ConfigError(f"the source {_mask(text)!r} contains a control character")
+        if re.match(r"[^/]+::\S*://", text):
+            raise ConfigError(f"malformed URL {_mask(text)!r}", hint="a chain of file systems cannot be read")
         if not _SCHEME.match(text):
             text = _path_to_url(text)
+        _refuse_broken_userinfo(text)
         if not _is_utf8(text):
             raise ConfigError(f"the source {_mask(text)!r} is not UTF-8", hint="percent-encode the other bytes")
         scheme = text.partition("://")[0].lower()
@@ -174,14 +179,28 @@ def _check(scheme: str, body: str, shown: str) -> None:
     """Refuse what two URL parsers could read differently, and what cannot name anything."""
     try:
         parts = urlsplit(body)
-        if scheme in _WEB and (not parts.hostname or "\\" in body or " " in body or parts.port == 0):
-            raise ValueError
+        good = scheme not in _WEB or (parts.hostname and "\\" not in body and " " not in body and parts.port != 0)
     except ValueError:  # not chained: its text quotes what may be a password
-        raise ConfigError(f"malformed URL {shown!r}", hint="write https://host/path, percent-encoded") from None
+        good = False
+    if not good:
+        raise ConfigError(f"malformed URL {shown!r}", hint="write https://host/path, percent-encoded")
+    if scheme not in (*_WEB, "file") and re.search(r"::[A-Za-z][\w+.-]*://", body):
+        raise ConfigError(f"{shown!r} is a chain", hint="name the objects themselves")
     if scheme == "file" and (parts.netloc not in ("", "localhost") or not parts.path.startswith("/")):
         raise ConfigError(f"malformed URL {shown!r}", hint="write file:///absolute/path")
     if scheme != "file" and not _SCHEME.sub("", _redact(body)).strip("/"):
         raise ConfigError(f"malformed URL {shown!r}: it names nothing")
+
+
+def _refuse_broken_userinfo(text: str) -> None:
+    """Refuse a password with a character in it that ends it too early: its rest would be taken for a path."""
+    scheme, _, rest = text.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    later = rest[len(authority) :]
+    if ":" not in authority or "@" in authority or "@" not in later or authority.startswith("arn:"):
+        return
+    if scheme.lower() in ("ollama", "s3") or not re.search(r":\d*\Z", authority):
+        raise ConfigError(f"malformed URL {_mask(text)!r}", hint="percent-encode the password")
 
 
 def _mask(text: str) -> str:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
@@ -141,7 +141,11 @@ class Store:
 
     def _refetch(self, source: str, progress: "Progress | None") -> None:
         options = _Options(offline=self.config.offline, connections=self.config.connections, progress=progress)
-        _Fetch(self.config, self._tiers, SourceURL.parse(source), options).bring()
+        url = SourceURL.parse(source)
+        ref = next(self._tiers.refs(url), None)
+        if ref and ref.revision:  # what is damaged is to be as it was, wherever a branch points now
+            url = replace(url, revision=ref.revision)
+        _Fetch(self.config, self._tiers, url, options).bring()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,12 +43,14 @@ class Output:
         """The one line that ends a failed command; with ``verbose`` the traceback comes before it."""
         if self._verbose and error is not None:
             self._write("".join(traceback.format_exception(error)).rstrip())
-        line = " ".join(message.split())
         choices = list(getattr(error, "choices", ()))
+        line = " ".join(message.removesuffix(": " + ", ".join(choices)).split())
         if self._json:
             more = {"choices": choices} if choices else {}
             self._write(json.dumps({"level": "error", "message": line, "exit_code": code, **more}))
         else:
+            for choice in choices:  # before the error, which is the last line
+                self._write_text(choice)
             self._write(f"modelstore: error: {line}")
 
     def _write_text(self, line: str) -> None:

@@ -25,7 +25,7 @@ def loadable(paths: Iterable[str]) -> set[str]:
     other weights of that format. Files that are no weights stay, but for those of ``original/``.
     """
     every = set(paths)
-    ranks = {path: rank for path in every if (rank := _rank(path)) is not None}
+    ranks = {path: rank for path in every if (rank := _rank(path)) is not None and not _is_companion(path)}
     outside = {path: rank for path, rank in ranks.items() if not path.startswith("original/")}
     if outside:
         every = {path for path in every if not path.startswith("original/")}
@@ -33,7 +33,9 @@ def loadable(paths: Iterable[str]) -> set[str]:
     best = min(ranks.values(), default=None)
     weights = {path for path, rank in ranks.items() if rank == best}
     single = {path for path in weights if not _name(path).startswith("consolidated")}
-    return {path for path in every if path not in ranks} | (single or weights)
+    kept = {path for path in every if path not in ranks} | (single or weights)
+    is_gguf = best is not None and "gguf" in _FORMATS[best]
+    return {path for path in kept if is_gguf or not _is_companion(path)} if best is not None else kept
 
 
 def gguf_variants(paths: Iterable[str]) -> list[list[str]]:
@@ -41,10 +43,16 @@ def gguf_variants(paths: Iterable[str]) -> list[list[str]]:
     variants: dict[str, list[str]] = {}
     for path in sorted(paths):
         name = _name(path).lower()
-        if name.endswith(".gguf") and "mmproj" not in name and "imatrix" not in name:
+        if name.endswith(".gguf") and not _is_companion(path):
             shard = _SHARD.fullmatch(path)
             variants.setdefault(shard[1] if shard else path, []).append(path)
     return list(variants.values())
+
+
+def _is_companion(path: str) -> bool:
+    """Whether a GGUF file is not a model: a projector that goes with one, or an importance matrix."""
+    name = _name(path).lower()
+    return name.endswith(".gguf") and ("mmproj" in name or "imatrix" in name)
 
 
 def _rank(path: str) -> int | None:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from modelstore.config import Config
 from modelstore.digest import Digest
-from modelstore.errors import ConfigError, SourceCorrupt, SourceUnauthorized, SourceUnavailable
+from modelstore.errors import ConfigError, SourceCorrupt, SourceNotFound, SourceUnauthorized, SourceUnavailable
 from modelstore.manifest import MANIFEST_TYPE, MAX_MANIFEST_SIZE, Manifest
 from modelstore.registry.docker_config import Account, find_account
 from modelstore.registry.name import Name
 from modelstore.registry.tokens import Challenge, may_be_realm, parse_challenges, parse_token
-from modelstore.transfer.http import Access, Document, HttpClient, HttpFile
+from modelstore.transfer.http import Access, Document, HttpClient, HttpFile, origin_of
 from modelstore.transfer.http.credentials import basic, configured
 
 __all__ = ["Registry", "choose_child"]
@@ -43,8 +43,11 @@ class Registry:
         self._client = client
         self._name = name
         self._shown = shown
-        host, _, port = name.address.partition(":")
-        self._settings = config.host(host, int(port) if port.isdecimal() else None)
+        try:
+            _, host, port = origin_of(f"https://{name.address}")
+        except ValueError as error:
+            raise ConfigError(f"{shown} names no registry", hint="write host or host:port") from error
+        self._settings = config.host(host or "", port)
         plain = name.is_local or self._settings.plain_http
         self._base = f"{'http' if plain else 'https'}://{name.address}"
         self._headers = configured(self._base, config)
@@ -52,9 +55,9 @@ class Registry:
         self._lock = Lock()
         self._authorization = self._first_authorization()
 
-    def manifest(self) -> Manifest:
-        """The manifest that the tag names. An index is followed to the one manifest in it that is for any platform."""
-        raw = self._document(self._name.tag)
+    def manifest(self, reference: str) -> Manifest:
+        """The manifest that a tag or a digest names; of an index, the one manifest in it that is for any platform."""
+        raw = self._document(reference)
         try:
             value = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -98,7 +101,9 @@ class Registry:
             self._authorize(answer)
             answer = self._ask(self._url(reference))
         if answer.status == 401:
-            raise self._unauthorized("its credentials are refused")
+            raise self._unauthorized("the credentials are refused")
+        if answer.status == 400:
+            raise SourceNotFound(f"{self._shown} is refused: {_explanation(answer)}", hint="check the name and the tag")
         actual = Digest.of(answer.body)
         for name in ("Docker-Content-Digest", "Ollama-Content-Digest"):
             promised = answer.headers.get(name, "").strip().removeprefix("sha256:")
@@ -111,7 +116,7 @@ class Registry:
 
     def _ask(self, url: str) -> Document:
         file = HttpFile(url, self._shown, self._current())
-        return self._client.ask(file, {"Accept": _ACCEPT}, most=MAX_MANIFEST_SIZE, accept=(200, 401))
+        return self._client.ask(file, {"Accept": _ACCEPT}, most=MAX_MANIFEST_SIZE, accept=(200, 400, 401))
 
     def _current(self) -> dict[str, str]:
         own = {"Authorization": self._authorization} if self._authorization else {}
@@ -164,7 +169,10 @@ class Registry:
         elif account and account.name:
             headers["Authorization"] = basic(account.name, account.password)
         file = HttpFile(url, f"{self._shown} (its token)", headers)
-        answer = self._client.ask(file, {"Accept": "application/json"}, most=_MOST_TOKEN, form=form)
+        try:
+            answer = self._client.ask(file, {"Accept": "application/json"}, most=_MOST_TOKEN, form=form)
+        except SourceNotFound as error:
+            raise SourceUnauthorized(f"{self._shown}: tokens cannot be had where it says") from error
         try:
             return parse_token(json.loads(answer.body))
         except (ValueError, RecursionError):  # not chained: its text may quote the answer
@@ -183,9 +191,8 @@ class Registry:
         }
 
     def _unauthorized(self, why: str) -> SourceUnauthorized:
-        return SourceUnauthorized(
-            f"{self._shown} may not be read: {why}", hint=f"check the name, or run docker login {self._name.host}"
-        )
+        way = "set HF_TOKEN" if self._name.host.lower() in _HF_HOSTS else f"run docker login {self._name.host}"
+        return SourceUnauthorized(f"{self._shown} may not be read: {why}", hint=f"check the name, or {way}")
 
 
 def choose_child(index: Mapping[str, Any]) -> Digest:
@@ -202,6 +209,16 @@ def choose_child(index: Mapping[str, Any]) -> Digest:
     if len(free) != 1:
         raise LookupError(f"it lists {len(free)} manifests that could be meant")
     return free[0]
+
+
+def _explanation(answer: Document) -> str:
+    """What a refusal says in its own words, a few of them: hf.co tells so what is wrong with a tag."""
+    try:
+        value = json.loads(answer.body)
+        said = value.get("error") or value["errors"][0]["message"]
+        return "".join(character for character in str(said)[:200] if character.isprintable())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return f"HTTP {answer.status}"
 
 
 def _platform(child: Mapping[str, Any]) -> str | None:

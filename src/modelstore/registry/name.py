@@ -45,7 +45,7 @@ class Name:
         if host in _DOCKER and not namespace:
             namespace = "library"
         name = cls(host, namespace, model, tag)
-        if not name._is_valid:
+        if "" in others or not name._is_valid:
             raise ValueError(f"{text!r:.200} is not the name of a model")
         return name
 

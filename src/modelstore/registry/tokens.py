@@ -11,8 +11,8 @@ from modelstore.transfer.http import origin_of
 __all__ = ["Challenge", "may_be_realm", "parse_challenges", "parse_token"]
 
 _PIECE: Final = re.compile(
-    r"(?P<scheme>[A-Za-z][\w-]*)(?=\s+[\w-]+\s*=|\s*(?:,|\Z))"
-    r'|(?P<name>[\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))',
+    r"(?<![\w-])(?P<scheme>[A-Za-z][\w-]*)(?=\s+[\w-]+\s*=|\s*(?:,|\Z))"
+    r'|(?<![\w-])(?P<name>[\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))',
     re.ASCII,
 )
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,65536}")
@@ -39,7 +39,7 @@ class Challenge:
         """Where to ask for a token to pull from a repository."""
         scopes = self.parameters.get("scope", "").split() or [f"repository:{repository}:pull"]
         query = [("service", self.parameters["service"])] if self.parameters.get("service") else []
-        realm = self.parameters.get("realm", "")
+        realm = self.parameters.get("realm", "").partition("#")[0]
         joint = "&" if urlsplit(realm).query else "?"
         return f"{realm}{joint}{urlencode(query + [('scope', scope) for scope in scopes])}"
 

@@ -45,8 +45,8 @@ _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "ab
 #: Packages that are not called as what is in them.
 _PACKAGES: Final = {"smbclient": "smbprotocol", "git": "pygit2", "distributed": "dask distributed"}
 #: By what file systems recognise a version, best first: gcsfs, adlfs, ossfs and others; then times.
-_VERSIONS: Final = ("generation", "etag", "ETag", "version_id", "md5Hash", "content_md5", "checksum")
-_TIMES: Final = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
+_VERSIONS: Final = "generation etag ETag version_id md5Hash content_md5 checksum sha hash md5 crc32c".split()
+_TIMES: Final = "mtime last_modified LastModified updated modified modify modificationTime timeModified created".split()
 
 
 def is_known(scheme: str) -> bool:
@@ -65,8 +65,8 @@ class FsspecSource:
     def resolve(self, url: SourceURL) -> Resolved:
         """List an object, or all objects below a prefix; without a slash at the end, whichever there is."""
         place, _, query = url.request.partition("?")
-        fs, path = _open(url, place)
         with _errors(url):
+            fs, path = _open(url, place)
             found = None if path.endswith("/") or place.endswith("/") else _info(fs, path)
         if found and found["type"] == "file":
             name = str(found["name"]).rstrip("/").rpartition("/")[2]
@@ -94,7 +94,9 @@ class FsspecSource:
         except ValueError as error:
             raise SourceCorrupt(f"{url} cannot be stored: {error}") from error
         with _errors(url):
-            info = fs.info(str(info["name"]))  # a listing may say the same in other words
+            info = fs.info(str(info["name"]))  # a listing may say the same in other words, and not follow links
+        if info["type"] != "file":
+            raise SourceUnavailable(f"{url}: {name} is no file", hint="leave it out with ?ignore=", retryable=False)
         size, validator = info.get("size"), _validator(info)
         if type(size) is not int or size < 0:
             raise SourceUnavailable(f"{url} does not say how long {name} is", retryable=False)
@@ -129,6 +131,8 @@ class _Reader:
             end = min(begin + _PIECE, stop)
             with _errors(self._url):
                 piece = self._fs.cat_file(self._path, start=begin, end=end)
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                raise SourceUnavailable(f"{self._url} was read as {type(piece).__name__}", retryable=False)
             if len(piece) != end - begin:
                 self._check()
                 raise SourceUnavailable(f"{self._url}: {len(piece)} bytes came for {end - begin}", hint="run it again")
@@ -177,10 +181,19 @@ def _info(fs: Any, path: str) -> Mapping[str, Any] | None:
 
 def _below(fs: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The files below a path, exactly, by their names relative to it."""
+    # Not fs.find: it passes over folders that cannot be listed, and over links.
     prefix = f"{path.rstrip('/')}/"
-    for name, info in fs.find(path, detail=True).items():
-        if name.startswith(prefix) and info["type"] == "file" and not name.endswith("/"):
-            yield name.removeprefix(prefix), {**info, "name": name}
+    pending, seen = [path], {path.rstrip("/")}
+    while pending:
+        for info in fs.ls(pending.pop(), detail=True):
+            name = str(info["name"])
+            if not name.startswith(prefix) or name.rstrip("/") in seen:
+                continue
+            seen.add(name.rstrip("/"))
+            if info["type"] == "directory":
+                pending.append(name)
+            elif not name.endswith("/"):
+                yield name.removeprefix(prefix), info
 
 
 def _sign(fs: Any, path: str) -> str | None:

@@ -6,7 +6,8 @@ so are the token and the environment. Bytes come from ``/resolve/<commit>/<path>
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -16,7 +17,6 @@ from modelstore.digest import Digest
 from modelstore.errors import (
     ConfigError,
     NotCached,
-    SourceCorrupt,
     SourceNotFound,
     SourceUnauthorized,
     SourceUnavailable,
@@ -38,11 +38,16 @@ _PAGES: Final = 1000
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _NEXT: Final = re.compile(r'<([^<>\s]+)>\s*;\s*rel="?next"?')
 _PART: Final = r"[A-Za-z0-9][\w.-]{0,95}"
-_PLACE: Final = re.compile(
-    # Of revisions with a slash only these are written as they are; of others it is percent-encoded.
-    rf"(?P<repo>{_PART}(?:/{_PART})?)(?:[@:](?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/]+))?(?:/(?P<path>.+?))?/?",
-    re.ASCII,
+# Of revisions with a slash only these are written as they are; of others it is percent-encoded.
+_REVISION: Final = r"[@:](?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/]+)"
+_PATH: Final = r"(?:/(?P<path>[^/].*?))?"
+#: After a name of one part, as the oldest models have, a path can only be told from its second part by a revision.
+_PLACES: Final = (
+    re.compile(rf"(?P<repo>{_PART}/{_PART})(?:{_REVISION})?{_PATH}/?", re.ASCII),
+    re.compile(rf"(?P<repo>{_PART})(?:{_REVISION}{_PATH})?/?", re.ASCII),
 )
+#: A token that can stand in a header.
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,25 @@ class Place:
     @classmethod
     def parse(cls, url: SourceURL) -> "Place":
         """Read an ``hf://`` URL; a revision may follow ``:`` as well, as in KServe. Raises ``ConfigError``."""
+        if url.request != url.text and "@" in url.request.partition("://")[2].partition("/")[0]:
+            raise ConfigError(f"{url} was given with a password", hint="set HF_TOKEN instead")
         text = url.text.partition("://")[2].partition("?")[0]
-        match = _PLACE.fullmatch(text)
+        match = next(filter(None, (form.fullmatch(text) for form in _PLACES)), None)
         if match is None or text.split("/")[0] in ("datasets", "spaces", "models", "kernels"):
             raise ConfigError(f"{url} names no model", hint="write hf://owner/name[@revision][/path]")
-        revision = None if match["revision"] is None else unquote(match["revision"])
-        if revision in (".", ".."):
-            raise ConfigError(f"{url} names no revision", hint="write a branch, a tag or a commit after @")
-        return cls(match["repo"], revision, match["path"] or "")
+        found = match.groupdict()
+        revision = None if found["revision"] is None else unquote(found["revision"])
+        path = found.get("path") or ""
+        try:
+            if revision in (".", ".."):
+                raise ValueError(f"the revision is {revision!r}")
+            if path:
+                check_paths([path])
+        except ValueError as error:
+            raise ConfigError(
+                f"{url} names no model: {error}", hint="write hf://owner/name[@revision][/path]"
+            ) from error
+        return cls(found["repo"], url.revision or revision, path)
 
 
 class HuggingFaceSource:
@@ -75,15 +91,14 @@ class HuggingFaceSource:
 
     def resolve(self, url: SourceURL) -> Resolved:
         """Pin the revision to a commit, list its files, and choose those that are wanted."""
-        place = Place.parse(url)
+        place, selection = Place.parse(url), Selection.parse(url.split().query)
         endpoint, token = _surroundings(url)
         headers = configured(endpoint, self._config)
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        hub = _Hub(self._client, url.text, endpoint, headers)
+        hub = _Hub(self._client, _shown(url, endpoint), endpoint, headers)
         commit = hub.commit(place)
-        listed = hub.files(place, commit)
-        chosen, is_file = _choose(listed, place, url)
+        chosen, is_file = _choose(hub.files(place, commit), place, selection, url)
         if not chosen:
             raise SourceNotFound(f"{url} holds no files" + (" that are selected" if "?" in url.text else ""))
         files = tuple(replace(file, path=name, handle=hub.file(place, commit, file)) for name, file in chosen)
@@ -100,15 +115,35 @@ class HuggingFaceSource:
 
 def _surroundings(url: SourceURL) -> tuple[str, str | None]:
     """The Hub's address and the user's token, by the rules of the Hub's own client."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import OIDCError
-
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about settings of its downloader
+            from huggingface_hub import constants, get_token
+            from huggingface_hub.errors import OIDCError
+    except ValueError:  # it reads the environment; not chained: its text quotes what may be a password
+        raise ConfigError("the Hub's settings in the environment are malformed", hint="check HF_ENDPOINT") from None
     if constants.HF_HUB_OFFLINE:
         raise NotCached(f"{url} is not cached, and HF_HUB_OFFLINE is set", hint="unset it, or fetch it elsewhere first")
+    endpoint: str = constants.ENDPOINT.rstrip("/")
     try:
-        return constants.ENDPOINT.rstrip("/"), get_token()
+        scheme, host, _ = origin_of(endpoint)
+    except ValueError:  # not chained: its text quotes what may be a password
+        scheme, host = "", None
+    if scheme not in ("http", "https") or not host:
+        raise ConfigError("HF_ENDPOINT is not the address of a Hub", hint="write https://host")
+    try:
+        token: str | None = get_token()
     except OIDCError as error:
         raise SourceUnauthorized(f"no token for {url}: the exchange failed", hint="check HF_OIDC_RESOURCE") from error
+    if token and not _TOKEN.fullmatch(token):
+        raise ConfigError("the Hub's token holds a character that no header can hold", hint="check HF_TOKEN")
+    return endpoint, token
+
+
+def _shown(url: SourceURL, endpoint: str) -> str:
+    """What to call the model in messages: with the Hub that is asked, unless it is the one that everybody means."""
+    host = urlsplit(endpoint).netloc.rpartition("@")[2]
+    return url.text if host == "huggingface.co" else f"{url.text} at {host}"
 
 
 class _Hub:
@@ -131,16 +166,18 @@ class _Hub:
             raise self._odd("does not say which commit it is at")
         return commit
 
-    def files(self, place: Place, commit: str) -> list[SourceFile]:
-        """Every file of the commit."""
+    def files(self, place: Place, commit: str) -> dict[str, SourceFile]:
+        """Every file of the commit, by path."""
         url: str | None = f"{self._endpoint}/api/models/{place.repo}/tree/{commit}?recursive=true&expand=false"
-        files: list[SourceFile] = []
+        files: dict[str, SourceFile] = {}
         for _ in range(_PAGES):
             if url is None:
                 return files
             page = self._ask(url)
             try:
-                files += parse_listing(self._json(page))
+                for file in parse_listing(self._json(page)):
+                    if files.setdefault(file.path, file) is not file:
+                        raise ValueError(f"{file.path!r:.80} is listed twice")
             except ValueError as error:
                 raise self._odd(f"lists its files in a way that cannot be read: {error}") from error
             url = self._next(url, page)
@@ -159,8 +196,11 @@ class _Hub:
             ranges=True,
             immutable=True,
             promised=promised,
-            hint="ask for access on its page, and set HF_TOKEN",
+            hint=f"ask for access at {self._page(place)}, and set HF_TOKEN",
         )
+
+    def _page(self, place: Place) -> str:
+        return f"https://{urlsplit(self._endpoint).netloc.rpartition('@')[2]}/{place.repo}"
 
     def _ask(self, url: str) -> Document:
         file = HttpFile(url, self._shown, self._headers, hint="set HF_TOKEN, or ask for access on its page")
@@ -173,14 +213,20 @@ class _Hub:
             raise self._odd("answered with something that is not JSON") from error
 
     def _next(self, url: str, page: Document) -> str | None:
-        """The address of the next page, which gets the same token and so must be of the same origin."""
+        """The address of the next page: always at the same Hub, as it gets the token.
+
+        A mirror may pass on the address that the Hub itself gave it.
+        """
         match = _NEXT.search(page.headers.get("Link", ""))
         if match is None:
             return None
-        following: str = urljoin(url, match[1])
-        if origin_of(following) != origin_of(self._endpoint):
-            host = urlsplit(following).hostname
-            raise self._odd(f"continues its list of files on another host, {host}")
+        try:
+            following: str = urljoin(url, match[1])
+            if origin_of(following) != origin_of(self._endpoint):
+                parts = urlsplit(following)
+                following = f"{self._endpoint}{parts.path}?{parts.query}"
+        except ValueError as error:
+            raise self._odd("continues its list of files at an address that is none") from error
         return following
 
     def _odd(self, what: str) -> SourceUnavailable:
@@ -211,18 +257,17 @@ def _parse_entry(entry: Any) -> SourceFile:
     return file
 
 
-def _choose(files: Iterable[SourceFile], place: Place, url: SourceURL) -> tuple[list[tuple[str, SourceFile]], bool]:
+def _choose(
+    listed: Mapping[str, SourceFile], place: Place, selection: Selection, url: SourceURL
+) -> tuple[list[tuple[str, SourceFile]], bool]:
     """The wanted files with the names they get, and whether it is just the one that the URL names."""
-    selection = Selection.parse(url.split().query)
-    listed = {file.path: file for file in files}
-    try:
-        check_paths(listed)
-    except ValueError as error:
-        raise SourceCorrupt(f"{url} cannot be stored: {error}") from error
-    if place.path in listed:
-        return [(place.path.rpartition("/")[2], listed[place.path])], True
-    folder = f"{place.path}/" if place.path else ""
-    below = {path.removeprefix(folder): file for path, file in listed.items() if path.startswith(folder)}
+    for path in (place.path, unquote(place.path)):
+        if path in listed:
+            return [(path.rpartition("/")[2], listed[path])], True
+        folder = f"{path}/" if path else ""
+        below = {path.removeprefix(folder): file for path, file in listed.items() if path.startswith(folder)}
+        if below:
+            break
     if place.path and not below:
         raise SourceNotFound(f"{url} does not exist: no such file in it", hint="check the path")
     picked = {path for path in below if selection.picks(path)}
@@ -232,7 +277,7 @@ def _choose(files: Iterable[SourceFile], place: Place, url: SourceURL) -> tuple[
     return [(path, below[path]) for path in sorted(picked)], False
 
 
-def _refuse_several(picked: set[str], files: dict[str, SourceFile], url: SourceURL) -> None:
+def _refuse_several(picked: set[str], files: Mapping[str, SourceFile], url: SourceURL) -> None:
     """Several GGUF files are variants of one model, of which somebody has to choose."""
     variants = gguf_variants(picked)
     if len(variants) < 2:
@@ -243,9 +288,12 @@ def _refuse_several(picked: set[str], files: dict[str, SourceFile], url: SourceU
     for paths in variants:
         size = human_size(sum(files[path].size for path in paths))
         if len(paths) == 1 and not projectors:
-            choices.append(f"{root}/{paths[0]} ({size})")
+            choices.append(f"{root}/{quote(paths[0])} ({size})")
             continue
-        pattern = paths[0] if len(paths) == 1 else re.sub(r"-\d{5}-of-\d{5}", "-*-of-*", paths[0])
+        # A comma divides patterns, even an encoded one.
+        pattern = quote(re.sub(r"[\[*?]", r"[\g<0>]", paths[0]).replace(",", "?"), safe="/[]?*")
+        if len(paths) > 1:
+            pattern = re.sub(r"-\d{5}-of-\d{5}(?=\.gguf\Z)", "-*-of-*", pattern)
         more = ",*mmproj*" if projectors else ""
         choices.append(f"{root}?allow={pattern}{more} ({size})")
     error = ConfigError(f"{url} holds {len(variants)} GGUF variants, and none is chosen", hint="name one of them")

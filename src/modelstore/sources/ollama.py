@@ -30,8 +30,9 @@ class OllamaSource:
                 f"malformed URL {url}: {error}",
                 hint="write ollama://[host/][namespace/]model[:tag], and #sha256= to pin it",
             ) from error
+        reference = url.revision or name.tag
         registry = Registry(self._client, name, url.text, self._config, _userinfo(url))
-        manifest = registry.manifest()
+        manifest = registry.manifest(reference)
         files = tuple(
             SourceFile(file.path, file.size, file.digest, handle=registry.blob(file.digest, file.size))
             for file in manifest.files.values()

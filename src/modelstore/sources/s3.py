@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import parse_qs, unquote
 
@@ -136,8 +138,13 @@ class _Bucket:
         self._bucket = bucket
         self._url = url
         self._payer = {"RequestPayer": "requester"} if bucket in config.requester_pays else {}
+        self._lock = Lock()
         with self._errors():
-            self._client = _connect(url, trusted)
+            self._connect = partial(_connect, url, trusted)
+            self._client = self._connect(None)
+            self._client.meta.events.register("after-call.s3", self._note_region)
+        self._region: str = self._client.meta.region_name
+        self._signers = {self._region: self._client}
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
@@ -155,12 +162,23 @@ class _Bucket:
         more = {**self._payer, **({"VersionId": version} if version else {})}
         try:
             with self._errors():
-                found: Mapping[str, Any] = self._client.head_object(
-                    Bucket=self._bucket, Key=key, ChecksumMode="ENABLED", **more
-                )
-                return found
+                return self._ask_head(key, more)
         except SourceNotFound:
             return None
+
+    def _ask_head(self, key: str, more: Mapping[str, str]) -> Mapping[str, Any]:
+        from botocore.exceptions import ClientError
+
+        try:
+            found: Mapping[str, Any] = self._client.head_object(
+                Bucket=self._bucket, Key=key, ChecksumMode="ENABLED", **more
+            )
+        except ClientError as error:
+            # A bad or expired token, for one. An answer to HEAD has no body that says so.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 400:
+                self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0", **more)["Body"].close()
+            raise
+        return found
 
     def files(self, names: Mapping[str, str]) -> Iterable[SourceFile]:
         """The objects of these keys, under these names."""
@@ -190,16 +208,28 @@ class _Bucket:
             size=size,
             ranges=bool(etag),
             etag=etag,
+            last_modified=head.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("last-modified"),
+            encoding=head.get("ContentEncoding") or "identity",
             hint="check the credentials and the bucket's policy",
             renew=lambda _: self._sign(key, version),
         )
         validator = f"etag:{etag}" + (f";version:{pinned}" if pinned else "") if etag else None
         return SourceFile(name, size, _digest(head), validator, ranges=bool(etag), handle=handle)
 
+    def _note_region(self, context: Mapping[str, Any], **_: Any) -> None:
+        """botocore follows a bucket to its region, but signs URLs for its own."""
+        self._region = context.get("signing", {}).get("region") or self._region
+
+    def _signer(self) -> "BaseClient":
+        with self._lock:
+            if self._region not in self._signers:
+                self._signers[self._region] = self._connect(self._region)
+            return self._signers[self._region]
+
     def _sign(self, key: str, version: str | None) -> Access:
         parameters = {"Bucket": self._bucket, "Key": key, **self._payer, **({"VersionId": version} if version else {})}
         with self._errors():
-            url = self._client.generate_presigned_url("get_object", parameters, ExpiresIn=_EXPIRES)
+            url = self._signer().generate_presigned_url("get_object", parameters, ExpiresIn=_EXPIRES)
         return Access(url, {"x-amz-request-payer": "requester"} if self._payer else {})
 
     @contextmanager
@@ -243,13 +273,13 @@ class _Bucket:
         return unavailable
 
 
-def _connect(url: SourceURL, trusted: str | None) -> "BaseClient":
+def _connect(url: SourceURL, trusted: str | None, region: str | None) -> "BaseClient":
     """A client by the rules of the AWS command line; one that does not sign if there are no credentials at all."""
     from botocore import UNSIGNED
     from botocore.config import Config as BotoConfig
     from botocore.session import Session
 
-    for noisy in ("botocore.auth", "botocore.endpoint"):  # they log requests with all that is secret in them
+    for noisy in ("botocore.auth", "botocore.endpoint", "botocore.parsers"):  # they log whatever is sent and comes
         logging.getLogger(noisy).addFilter(_is_no_request)
     session = Session()
     name, _, secret = url.request.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")
@@ -263,13 +293,13 @@ def _connect(url: SourceURL, trusted: str | None) -> "BaseClient":
         signature_version=signature,
         connect_timeout=5,
         read_timeout=20,
-        retries={"mode": "standard", "max_attempts": 4},
+        retries={"mode": "standard", "total_max_attempts": 3},
         max_pool_connections=AT_ONCE,
         # Ranges have no checksum of their own, and others than AWS do not know the new ones.
         response_checksum_validation="when_required",
         request_checksum_calculation="when_required",
     )
-    region = session.get_config_variable("region") or "us-east-1"
+    region = region or session.get_config_variable("region") or "us-east-1"
     return session.create_client("s3", region_name=region, config=config, verify=trusted)
 
 
@@ -280,8 +310,10 @@ def _is_no_request(record: logging.LogRecord) -> bool:
 def _digest(head: Mapping[str, Any]) -> Digest | None:
     """The SHA-256 that S3 has checked, or that whoever put the object there has noted."""
     checksum = head.get("ChecksumSHA256", "")
+    # Of an object that came in parts it is that of the parts' checksums; not every store says so.
+    in_parts = head.get("ChecksumType") == "COMPOSITE" or re.search(r"-\d+\"?\Z", head.get("ETag", ""))
     try:
-        if checksum and "-" not in checksum:  # with one it is that of the parts' checksums
+        if checksum and "-" not in checksum and not in_parts:
             return Digest(base64.b64decode(checksum, validate=True).hex())
     except (binascii.Error, ValueError):
         logger.debug("a checksum that is none is passed over")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
-from email.utils import parsedate_to_datetime
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
@@ -53,7 +53,6 @@ _HINTS: Final = {
     "RequestTimeTooSkewed": "set this machine's clock",
     "ExpiredToken": "renew the credentials",
     # The Hub's (huggingface_hub, utils/_http.py).
-    "GatedRepo": "ask for access on its page, and set HF_TOKEN",
     "RepoNotFound": "check the name, or set HF_TOKEN if it is private",
     "RevisionNotFound": "check the revision",
 }
@@ -80,7 +79,7 @@ def check_answer(file: HttpFile, response: BaseHTTPResponse) -> None:
 def check_framing(file: HttpFile, response: BaseHTTPResponse) -> None:
     """Refuse an answer whose bytes could be read in two ways."""
     encoding = response.headers.get("Content-Encoding", "identity")
-    if encoding.lower() != "identity":
+    if encoding.lower() not in ("identity", file.encoding.lower()):
         raise SourceUnavailable(f"{file.shown} was sent in {encoding:.40} encoding", retryable=False)
     lengths = response.headers.getlist("Content-Length")
     if len(set(lengths)) > 1 or (lengths and response.headers.get("Transfer-Encoding")):
@@ -97,9 +96,13 @@ def _refusal(file: HttpFile, response: BaseHTTPResponse) -> Exception:
         return BlobArchived(f"{file.shown} is in an archive tier ({said})", hint="restore the object first")
     if status in (404, 410) or code in _ABSENT:
         return SourceNotFound(f"{file.shown} does not exist ({said})", hint=_HINTS.get(code, "check the URL"))
-    if status == 412:
+    if status == 412 and file.condition:
         return SourceChanged(f"{file.shown} changed while it was being read", hint="run it again")
-    if status in (401, 403, 407) or code == "ExpiredToken":
+    if status == 407:
+        return SourceUnauthorized(
+            f"the proxy does not let {file.shown} through ({said})", hint="check HTTP_PROXY and its like"
+        )
+    if status in (401, 403) or code == "ExpiredToken":
         hint = _HINTS.get(code, file.hint)
         return SourceUnauthorized(f"{file.shown} may not be read ({said})", hint=hint)
     # S3 answers 400 RequestTimeout to a connection that idled.
@@ -188,7 +191,10 @@ def given_name(disposition: str | None) -> str | None:
     message = Message()
     try:
         message["Content-Disposition"] = disposition
-        return message.get_filename()
+        found = message.get_params(header="Content-Disposition") or []
+        names = [value for name, value in found if name.lower() == "filename"]
+        # RFC 6266 §4.3: filename* counts before filename; it is put last when it is decoded.
+        return collapse_rfc2231_value(names[-1]) if names else None
     except (ValueError, LookupError, TypeError) as error:
         raise SourceCorrupt("the server names the file in a way that cannot be read") from error
 

@@ -199,7 +199,7 @@ class HttpClient:
         for hop in range(limits.MAX_REDIRECTS + 1):
             response = self._send(file, url, access, headers, body)
             if hop == 0:
-                check_promised(file, response)
+                self._check_first(file, response)
             if response.status not in REDIRECTS:
                 file.redirected = url if hop else None
                 return response, hop == 0
@@ -209,6 +209,13 @@ class HttpClient:
                 raise SourceUnavailable(f"{file.shown} redirects what was posted to it", retryable=False)
             url = redirect_target(file, url, location)
         raise SourceUnavailable(f"{file.shown} redirects more than {limits.MAX_REDIRECTS} times", retryable=False)
+
+    def _check_first(self, file: HttpFile, response: BaseHTTPResponse) -> None:
+        try:
+            check_promised(file, response)
+        except SourceChanged:
+            self._pools.done(response)
+            raise
 
     def _send(
         self, file: HttpFile, url: str, access: Access, headers: Mapping[str, str], body: bytes | None = None

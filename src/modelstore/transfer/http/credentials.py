@@ -7,6 +7,7 @@ from base64 import b64encode
 from urllib.parse import unquote, urlsplit
 
 from modelstore.config import Config
+from modelstore.transfer.http.file import origin_of
 
 __all__ = ["basic", "configured", "from_netrc", "split_userinfo"]
 
@@ -31,7 +32,7 @@ def split_userinfo(url: str) -> tuple[str, tuple[str, str] | None]:
 def configured(url: str, config: Config) -> dict[str, str]:
     """The headers that the config has for the host of a URL. Raises ``ConfigError``."""
     parts = urlsplit(url)
-    return config.host(parts.hostname or "", parts.port).expand(os.environ)
+    return config.host(parts.hostname or "", origin_of(url)[2]).expand(os.environ)
 
 
 def from_netrc(url: str) -> tuple[str, str] | None:

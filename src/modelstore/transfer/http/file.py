@@ -27,6 +27,7 @@ class HttpFile:
     ``last_modified``, and whether the latter is ``settled``: long enough ago that another change would have moved it;
     and the ``name`` that the server gave the file.
 
+    ``encoding`` is the Content-Encoding that the bytes were stored with, if a store gives it back with them.
     ``immutable`` is for a URL that names these bytes for good, with a digest that proves them: no validator is needed.
     ``promised`` are headers that the URL's own answer must not contradict. ``hint`` is what to do if it is refused.
     """
@@ -40,6 +41,7 @@ class HttpFile:
     last_modified: str | None = None
     settled: bool = False
     name: str | None = None
+    encoding: str = "identity"
     immutable: bool = False
     promised: Mapping[str, str] = field(default_factory=dict, repr=False)
     hint: str = "check the credentials"
