@@ -296,9 +296,12 @@ def test_the_ref_is_written_last(fast: DirectoryTier, http_server: HttpServer, m
     """A crash just before the manifest is there must leave no ref to it."""
     origin = http_server.add("/m.gguf", BODY)
     real = fast.ingest
+    put: list[Digest] = []  # the config, and then the manifest
 
     def fail_for_the_manifest(size: int, expected: Digest | None) -> AbstractContextManager[Ingest]:
         if expected is not None:
+            put.append(expected)
+        if len(put) == 2:
             raise TierUnavailable("the power is gone")
         return real(size, expected)
 
