@@ -9,5 +9,6 @@ that is missed is reported; only a benchmark that could not run is an error.
 REGISTRY = {
     "warm": ("benchmarks.warm:run", 200),
     "transfer": ("benchmarks.transfer:run", 5),
+    "hub": ("benchmarks.hub:run", 5),
     "distance": ("benchmarks.distance:run", 3),
 }

@@ -117,7 +117,7 @@ def _parse() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="WORD",
-        help="transfer: courses with this in their name, as 'one' or 'tls'",
+        help="transfer, hub: courses with this in their name, as 'one' or 'tls'",
     )
     add("--without", action="append", default=[], metavar="WORD", help="contestants to leave out, as 's3fs'")
     add("--big", action="store_true", help="also 16 GiB to disk, and a small memory cgroup")

@@ -75,6 +75,7 @@ def floor(files: Sequence[Served], options: argparse.Namespace) -> None:
             if start != stop:
                 raise RuntimeError(f"{file.name} was cut off at {start}")
 
+    _make_folders(files, options.to)
     if files[0].size < _RANGE:
         with ThreadPoolExecutor(_POOL) as workers:
             list(workers.map(whole, files))
@@ -85,6 +86,11 @@ def floor(files: Sequence[Served], options: argparse.Namespace) -> None:
             starts = iter(range(0, file.size, _RANGE))
             for done in [workers.submit(ranges, file, out, starts) for _ in range(options.connections)]:
                 done.result()
+
+
+def _make_folders(files: Sequence[Served], place: str) -> None:
+    for folder in {os.path.dirname(file.name) for file in files}:
+        os.makedirs(f"{place}/{folder}", exist_ok=True)
 
 
 def _next(starts: Iterator[int], lock: Lock) -> int | None:

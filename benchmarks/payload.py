@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MIB", "Payload", "Served", "make_payload", "make_sparse", "read_listing", "write_listing"]
+__all__ = ["MIB", "Payload", "Served", "make_files", "make_payload", "make_sparse", "read_listing", "write_listing"]
 
 MIB: Final = 1024 * 1024
 
@@ -41,12 +41,18 @@ class Payload:
 
 
 def make_payload(root: Path, name: str, count: int, size: int) -> Payload:
-    """Write ``count`` files of ``size`` random bytes; every MiB tells its file and place, so none is mixed up."""
+    """``count`` files of ``size`` bytes."""
+    return make_files(root, name, {f"part-{index:04}.bin": size for index in range(count)})
+
+
+def make_files(root: Path, name: str, sizes: Mapping[str, int]) -> Payload:
+    """Write random bytes, so many for each path; every MiB tells its file and place, so none is mixed up."""
     directory = root / name
     directory.mkdir()
     block = bytearray(os.urandom(MIB))
-    for index in range(count):
-        with (directory / f"part-{index:04}.bin").open("wb") as stream:
+    for index, (path, size) in enumerate(sizes.items()):
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        with (directory / path).open("wb") as stream:
             for start in range(0, size, MIB):
                 block[:16] = (index << 64 | start).to_bytes(16, "big")
                 stream.write(memoryview(block)[: min(MIB, size - start)])
@@ -67,11 +73,11 @@ def _describe(name: str, directory: Path) -> Payload:
     from modelstore.transfer.files import hash_file
 
     files = []
-    for path in sorted(directory.iterdir()):
+    for path in sorted(each for each in directory.rglob("*") if each.is_file()):
         found = path.stat()
         digest, sums = hash_file(str(path))
         etag = f'"{int(found.st_mtime):x}-{found.st_size:x}"'  # as nginx makes it
-        files.append(Served(path.name, found.st_size, etag, digest.hex, tuple(sums.chunks)))
+        files.append(Served(str(path.relative_to(directory)), found.st_size, etag, digest.hex, tuple(sums.chunks)))
     return Payload(name, directory, tuple(files))
 
 

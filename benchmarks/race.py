@@ -62,7 +62,7 @@ class Course:
             subprocess.run(["sync", "-f", str(self._target)], check=True)  # nobody pays for earlier writes
         command = contestant.command
         if self._durable and not contestant.durable and contestant.place:
-            script = 'to=$1; shift; "$@" && exec sync "$to"/* "$to"'
+            script = 'to=$1; shift; "$@" && exec find "$to" -exec sync {} +'
             command = ["sh", "-c", script, "sh", str(self._target), *command]
         try:
             usage = run_command(contestant.name, command, environ)

@@ -170,18 +170,19 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def race_table(entries: Sequence[Entry]) -> str:
-    """One course: seconds, what they cost, and the ratios to the two that everybody is compared with."""
-    cells: list[Sequence[str]] = [
-        ("", "runs", "median s", "min", "max", "CPU s", "RSS MB", "disk MB", "x s5cmd", "x floor")
-    ]
-    bases = [
-        next((entry.seconds for entry in entries if entry.name.startswith(base)), None) for base in ("s5cmd", "floor")
-    ]
+    """One course: seconds, what they cost, and the ratios to those that everybody is compared with."""
+    found = {
+        base: next((entry.seconds for entry in entries if entry.name.startswith(base)), None)
+        for base in ("s5cmd", "hf", "floor")
+    }
+    bases = {base: seconds for base, seconds in found.items() if seconds}
+    columns = ["", "runs", "median s", "min", "max", "CPU s", "RSS MB", "disk MB"]
+    cells: list[Sequence[str]] = [(*columns, *(f"x {base}" for base in bases))]
     for entry in entries:
         times = [usage.seconds for usage in entry.samples]
         numbers = [f"{value:.2f}" for value in (entry.seconds, min(times), max(times), entry.cpu)]
         sizes = [f"{entry.rss / 1e6:.0f}", f"{entry.written / 1e6:.0f}"]
-        ratios = [f"{entry.seconds / base:.2f}" if base else "" for base in bases]
+        ratios = [f"{entry.seconds / base:.2f}" for base in bases.values()]
         cells.append((entry.name, str(len(times)), *numbers, *sizes, *ratios))
     return _columns(cells)
 

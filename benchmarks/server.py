@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ from xml.sax.saxutils import escape
 
 from benchmarks.payload import Payload
 
-__all__ = ["COMMIT", "Far", "Server", "publish", "serve"]
+__all__ = ["COMMIT", "OWNER", "WORKER", "Far", "Server", "free_ports", "publish", "run_nginx", "serve"]
 
 #: The revision that every repository of the played Hub has.
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
-_OWNER: Final = "bench"
+OWNER: Final = "bench"
+#: Of nginx's configuration: as root, since another worker could not read what only its owner may.
+WORKER: Final = "user root;\n" if os.geteuid() == 0 else ""
 
 _CONFIG: Final = """\
 {user}daemon off;
@@ -109,31 +111,37 @@ class Server:
 @contextmanager
 def serve(root: Path, work: Path, far: Far | None = None) -> Iterator[Server]:
     """Serve what is below ``root`` as long as the block lasts; ``work`` is for the server's own files."""
-    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if nginx is None:
-        raise RuntimeError("nginx is not installed; it serves what is downloaded here")
     far = far or Far()
     answers = work / "answers"
     answers.mkdir()
     _certify(work)
-    plain, tls, distant, waiter = _free_ports(4)
-    places = _PLACES.format(root=root, answers=answers, owner=_OWNER, commit=COMMIT)
-    user = "user root;\n" if os.geteuid() == 0 else ""  # else a worker could not read what only its owner may
+    plain, tls, distant, waiter = free_ports(4)
+    places = _PLACES.format(root=root, answers=answers, owner=OWNER, commit=COMMIT)
     ports = {"plain": plain, "tls": tls, "far": distant, "waiter": waiter}
-    (work / "nginx.conf").write_text(_CONFIG.format(user=user, work=work, places=places, rate=far.rate, **ports))
-    commands = [
-        [nginx, "-c", str(work / "nginx.conf"), "-e", str(work / "error.log")],
-        [sys.executable, "-m", "benchmarks.waiter", str(waiter), str(far.trip)],
-    ]
+    config = _CONFIG.format(user=WORKER, work=work, places=places, rate=far.rate, **ports)
+    with run_nginx(
+        config, work, ports.values(), [sys.executable, "-m", "benchmarks.waiter", str(waiter), str(far.trip)]
+    ):
+        certificate = work / "certificate.pem"
+        here = "http://127.0.0.1"
+        yield Server(root, answers, f"{here}:{plain}", f"https://localhost:{tls}", f"{here}:{distant}", certificate)
+
+
+@contextmanager
+def run_nginx(config: str, work: Path, ports: Iterable[int], *others: Sequence[str]) -> Iterator[None]:
+    """nginx, with other commands beside it, for as long as the block lasts, which begins when all ports answer."""
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if nginx is None:
+        raise RuntimeError("nginx is not installed; it serves what is downloaded here")
+    (work / "nginx.conf").write_text(config)
+    commands = [[nginx, "-c", str(work / "nginx.conf"), "-e", str(work / "error.log")], *others]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with (work / "output.log").open("wb") as log:
         started = [subprocess.Popen(command, env=environ, stdout=log, stderr=log) for command in commands]
     try:
-        for port in ports.values():
+        for port in ports:
             _await(port, started, work)
-        certificate = work / "certificate.pem"
-        here = "http://127.0.0.1"
-        yield Server(root, answers, f"{here}:{plain}", f"https://localhost:{tls}", f"{here}:{distant}", certificate)
+        yield
     finally:
         for process in started:
             process.terminate()
@@ -154,7 +162,7 @@ def publish(server: Server, payload: Payload) -> None:
         f"<Name>{payload.name}</Name><Prefix></Prefix><KeyCount>{len(payload.files)}</KeyCount><MaxKeys>1000</MaxKeys>"
         f"<IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
     )
-    repository = {"id": f"{_OWNER}/{payload.name}", "modelId": f"{_OWNER}/{payload.name}", "sha": COMMIT}
+    repository = {"id": f"{OWNER}/{payload.name}", "modelId": f"{OWNER}/{payload.name}", "sha": COMMIT}
     siblings = [{"rfilename": file.name} for file in payload.files]
     info = {**repository, "private": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
     (server.answers / f"{payload.name}-info.json").write_text(json.dumps(info))
@@ -170,7 +178,7 @@ def _certify(work: Path) -> None:
     subprocess.run([*command, *names, *files], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now; held together, so that no two are the same."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(each.getsockname()[1]) for each in held]

@@ -20,7 +20,7 @@ from benchmarks.report import Bound, Entry, Note, Settings
 from benchmarks.server import Far, Server, publish, serve
 from benchmarks.tools import Contestant, Race, Toolbox, environ
 
-__all__ = ["ground", "race_for", "ratio_bound", "run"]
+__all__ = ["ground", "memory_for", "race_for", "ratio_bound", "run"]
 
 _SHAPES: Final = {"one": (1, 2048 * MIB), "eight": (8, 256 * MIB), "many": (500, 100 * 1024)}
 #: The courses, by name: of each shape, over plain HTTP or TLS, into memory or to disk.
@@ -53,14 +53,21 @@ def run(settings: Settings) -> Iterator[Entry | Bound | Note]:
 @contextmanager
 def ground(settings: Settings, far: Far | None = None) -> Iterator[tuple[Path, Server]]:
     """A directory in memory, and a server of what is in its ``served``; both are gone afterwards."""
-    if file_system(str(_MEMORY)) != "tmpfs":
-        raise RuntimeError(f"{_MEMORY} is not in memory here, and the files are to be served from there")
-    memory = _MEMORY / settings.directory.parent.name
-    memory.mkdir(mode=0o700)
-    try:
+    with memory_for(settings) as memory:
         (memory / "served").mkdir()
         with serve(memory / "served", settings.directory, far) as server:
             yield memory, server
+
+
+@contextmanager
+def memory_for(settings: Settings) -> Iterator[Path]:
+    """A directory in memory that is gone afterwards."""
+    if file_system(str(_MEMORY)) != "tmpfs":
+        raise RuntimeError(f"{_MEMORY} is not in memory here, and the files are to be served from there")
+    memory = _MEMORY / f"{settings.directory.parent.name}-{settings.directory.name}"
+    memory.mkdir(mode=0o700)
+    try:
+        yield memory
     finally:
         shutil.rmtree(memory, ignore_errors=True)
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Event
 from typing import Final
 
@@ -15,6 +16,7 @@ from modelstore.progress import Progress
 from modelstore.source_url import SourceURL
 from modelstore.sources.base import Resolved, Source, SourceFile
 from modelstore.tiers.base import SupportsResume, Tier
+from modelstore.transfer.asking import ask
 from modelstore.transfer.download import Job, download
 
 __all__ = ["Bringer", "now", "put"]
@@ -135,7 +137,7 @@ class Bringer:
     def _check_manifest(self, manifest: Manifest, remembered: Digest | None) -> None:
         """Refuse a manifest that is not the pinned one, or if there is no pin, not the one that is remembered."""
         pin = self._url.pin
-        if pin and manifest.digest != pin:
+        if pin and not manifest.satisfies(pin):
             raise SourceCorrupt(
                 f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
             )
@@ -146,9 +148,12 @@ class Bringer:
         """Refuse files that no manifest can list before any is fetched."""
         if resolved.manifest:
             return
-        unknown = Digest("0" * 64)
-        try:
-            Manifest.build(FileEntry(file.path, unknown, file.size) for file in resolved.files)
+        sizes: dict[Digest, int] = {}
+        for file in resolved.files:
+            if file.digest and sizes.setdefault(file.digest, file.size) != file.size:
+                raise SourceCorrupt(f"the source lists {file.digest} with two sizes")
+        try:  # with digests that are as long as the right ones
+            Manifest.build(FileEntry(file.path, Digest.of(file.path.encode()), file.size) for file in resolved.files)
         except ValueError as error:
             raise SourceCorrupt(f"the source lists files that cannot be stored: {error}") from error
 
@@ -156,7 +161,7 @@ class Bringer:
         """Ask the source, again after a moment if it may be there by then."""
         for delay in (*RESOLVE_DELAYS, None):
             try:
-                return source.resolve(self._url)
+                return ask(partial(source.resolve, self._url), self._url.text, self._cancel)
             except SourceUnavailable as error:
                 if not error.retryable or delay is None:
                     raise

@@ -140,6 +140,10 @@ class Manifest:
             config = Descriptor.from_json(value["config"])
             if value["schemaVersion"] != 2 or not layers:
                 raise ValueError("it is not an image manifest of schema version 2 with layers")
+            if len({(blob.digest, blob.size) for blob in (*layers, config)}) > len(
+                {blob.digest for blob in (*layers, config)}
+            ):
+                raise ValueError("it lists the same digest with two sizes")
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not an OCI image manifest: {error!r}") from error
         check_paths(layer.path for layer in layers if layer.path is not None)
@@ -277,6 +281,8 @@ class SumsRecord:
 _BAD_IN_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 #: What nearly every path is like, seen in one look; any other is looked at name by name.
 _PLAIN = re.compile(r"\w[\w.-]{0,254}(?:/\w[\w.-]{0,254})*", re.ASCII)
+#: Parts of a path. Each folder is a name to make, to compare and to keep in memory.
+_DEEPEST: Final = 32
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -304,7 +310,7 @@ def check_paths(paths: Iterable[str]) -> None:
 
 
 def _check_path(path: str) -> None:
-    if len(path) <= 4000 and _PLAIN.fullmatch(path):
+    if len(path) <= 4000 and _PLAIN.fullmatch(path) and path.count("/") < _DEEPEST:
         return
     names = path.split("/")
     try:
@@ -313,6 +319,8 @@ def _check_path(path: str) -> None:
         raise ValueError(f"the path is not UTF-8: {path!r}") from None
     if too_long:
         raise ValueError(f"the path or a name in it is too long: {path!r:.100}")
+    if len(names) > _DEEPEST:
+        raise ValueError(f"the path has more than {_DEEPEST} parts: {path!r:.100}")
     if _BAD_IN_PATH.search(path) or _DRIVE.match(path) or any(name in ("", ".", "..") for name in names):
         raise ValueError(f"the path would leave the model's directory or is not plain: {path!r:.200}")
 

@@ -11,7 +11,15 @@ from threading import Event
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from modelstore.config import Config, TierConfig, load_config
-from modelstore.errors import BlobNotFound, ConfigError, LayoutError, NotCached, SourceUnavailable, TierUnavailable
+from modelstore.errors import (
+    BlobNotFound,
+    ConfigError,
+    LayoutError,
+    NotCached,
+    SourceUnauthorized,
+    SourceUnavailable,
+    TierUnavailable,
+)
 from modelstore.model import Entry, Found, Model, VerifyReport
 from modelstore.plugins import make_layout, make_source
 from modelstore.source_url import SourceURL
@@ -321,8 +329,9 @@ class _Fetch:
                 refresh=self._options.refresh or renew or not pinned,
                 check=self._check_target,
             )
-        except (SourceUnavailable, NotCached) as error:
-            if known is None or not renew or not bringer.from_tiers(known):
+        except (SourceUnavailable, SourceUnauthorized, NotCached) as error:
+            asked_to = self._options.refresh and isinstance(error, SourceUnauthorized)
+            if known is None or not renew or asked_to or not bringer.from_tiers(known):
                 raise
             logger.warning("%s; the cached copy stands", error)
             return known

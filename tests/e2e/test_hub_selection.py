@@ -29,6 +29,7 @@ def fetch(hf: Modelstore, hub: Hub, names: list[str], query: str = "") -> set[st
         (["model.safetensors", "model.Q4_K_M.gguf", "model.Q8_0.gguf"], ["model.safetensors"]),
         (["model.Q8_0.gguf", "pytorch_model.bin"], ["model.Q8_0.gguf"]),
         (["pytorch_model.bin", "model.pth", "model.pt", "model.ckpt"], ["pytorch_model.bin"]),
+        (["pytorch_model.bin", "colbert_linear.pt", "training_args.bin"], ["pytorch_model.bin", "colbert_linear.pt"]),
         (["model.pth", "model.pt", "model.ckpt"], ["model.pth", "model.pt", "model.ckpt"]),
         (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"], None),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None),

@@ -110,7 +110,7 @@ extensions = st.sampled_from(["safetensors", "gguf", "GGUF", "bin", "pt", "pth",
 repositories = st.sets(
     st.builds(lambda folder, stem, kind: f"{folder}{stem}.{kind}", folders, stems, extensions), max_size=8
 )
-WEIGHTS = ({"safetensors"}, {"gguf"}, {"bin"}, {"pt", "pth", "ckpt"}, {"onnx"})
+WEIGHTS = ({"safetensors"}, {"gguf"}, {"bin", "pt", "pth", "ckpt"}, {"onnx"})
 
 
 @some(max_examples=300)

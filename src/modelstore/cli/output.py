@@ -45,6 +45,7 @@ class Output:
             self._write("".join(traceback.format_exception(error)).rstrip())
         choices = list(getattr(error, "choices", ()))
         line = " ".join(message.removesuffix(": " + ", ".join(choices)).split())
+        line = "".join(character if character.isprintable() else "�" for character in line)
         if self._json:
             more = {"choices": choices} if choices else {}
             self._write(json.dumps({"level": "error", "message": line, "exit_code": code, **more}))

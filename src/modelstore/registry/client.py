@@ -7,6 +7,7 @@ bytes, and read blobs in one stream.
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from modelstore.registry.docker_config import Account, find_account
 from modelstore.registry.name import Name
 from modelstore.registry.tokens import Challenge, may_be_realm, parse_challenges, parse_token
 from modelstore.transfer.http import Access, Document, HttpClient, HttpFile, origin_of
-from modelstore.transfer.http.credentials import basic, configured
+from modelstore.transfer.http.credentials import authorize, basic, bearer, configured
 
 __all__ = ["Registry", "choose_child"]
 
@@ -89,7 +90,7 @@ class Registry:
             size=size,
             ranges=True,
             immutable=True,
-            renew=lambda refused: self._renew(url, refused),
+            renew=partial(self._renew, url),
         )
 
     # -- asking -----------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class Registry:
         """A manifest's bytes, which are what the registry's own headers say they are."""
         answer = self._ask(self._url(reference))
         if answer.status == 401:
-            self._authorize(answer)
+            self._authorize(answer.headers.get("WWW-Authenticate", ""))
             answer = self._ask(self._url(reference))
         if answer.status == 401:
             raise self._unauthorized("the credentials are refused")
@@ -119,34 +120,29 @@ class Registry:
         return self._client.ask(file, {"Accept": _ACCEPT}, most=MAX_MANIFEST_SIZE, accept=(200, 400, 401))
 
     def _current(self) -> dict[str, str]:
-        own = {"Authorization": self._authorization} if self._authorization else {}
-        return {**self._headers, **own}
+        return authorize(self._headers, self._authorization) if self._authorization else dict(self._headers)
 
     # -- credentials ------------------------------------------------------------------------------------------------
 
     def _first_authorization(self) -> str | None:
         if self._name.host.lower() in _HF_HOSTS and self._base.startswith("https") and not self._userinfo:
             token = os.environ.get("HF_TOKEN", "").strip()
-            return f"Bearer {token}" if token else None
+            return bearer(token, "HF_TOKEN") if token else None
         return None
 
-    def _renew(self, url: str, refused: Access) -> Access:
-        """What to ask for a blob with: what others found out meanwhile, or what a new challenge brings."""
+    def _renew(self, url: str, refused: Access, challenge: str) -> Access:
+        """What to ask for a blob with: what others found out meanwhile, or what the challenge brings."""
         with self._lock:
-            if refused.url and refused.headers.get("Authorization") == self._authorization:
-                answer = self._ask(self._url(self._name.tag))
-                if answer.status == 401:
-                    self._authorize(answer)
+            if challenge and refused.headers.get("Authorization") == self._current().get("Authorization"):
+                self._authorize(challenge)
             return Access(url, self._current())
 
-    def _authorize(self, answer: Document) -> None:
-        """Have the credentials that a 401 asks for. Raises ``SourceUnauthorized``."""
-        challenges = {
-            challenge.scheme: challenge for challenge in parse_challenges(answer.headers.get("WWW-Authenticate", ""))
-        }
+    def _authorize(self, header: str) -> None:
+        """Have the credentials that a challenge asks for. Raises ``SourceUnauthorized``."""
+        challenges = {challenge.scheme: challenge for challenge in parse_challenges(header)}
         account = Account(*self._userinfo) if self._userinfo else find_account(self._name.host)
         if account and account.registry_token:
-            self._authorization = f"Bearer {account.registry_token}"
+            self._authorization = bearer(account.registry_token, self._name.host)
         elif "bearer" in challenges:
             self._authorization = f"Bearer {self._token(challenges['bearer'], account)}"
         elif "basic" in challenges and account and account.name:

@@ -94,6 +94,7 @@ def _parse_entry(entry: Any) -> Account | None:
     name, password = fields["username"], fields["password"]
     if fields["auth"]:
         name, _, password = b64decode(fields["auth"], validate=True).decode().rstrip("\0").partition(":")
+    "".join((name, password, *fields.values())).encode()  # JSON can hold what no header can
     account = Account(name, password, fields["identitytoken"], fields["registrytoken"])
     return None if account == Account() else account
 
@@ -114,6 +115,7 @@ def _ask_helper(name: Any, server: str) -> Account | None:
         user, secret = value["Username"], value["Secret"]
         if not (isinstance(user, str) and isinstance(secret, str)):
             raise ValueError("not text")
+        f"{user}{secret}".encode()
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it did not answer as a helper does"
         logger.warning("%s is passed over: %s", program, reason)

@@ -7,7 +7,8 @@ fsspec finds, lists and signs. What it can sign is read by our engine from the s
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any, Final
 
 from modelstore.config import Config
@@ -61,6 +62,14 @@ class FsspecSource:
 
     def __init__(self, config: Config) -> None:
         self._http = HttpClient("modelstore", config.ca_bundle)
+        self._lock = Lock()
+
+    def _turn(self, fs: Any) -> AbstractContextManager[Any]:
+        """To be held while a file system is asked: only the asynchronous ones bear to be by several threads.
+
+        FTP has one connection for commands, and mixes up what it is asked for.
+        """
+        return nullcontext() if getattr(fs, "async_impl", False) else self._lock
 
     def resolve(self, url: SourceURL) -> Resolved:
         """List an object, or all objects below a prefix; without a slash at the end, whichever there is."""
@@ -68,8 +77,8 @@ class FsspecSource:
         with _errors(url):
             fs, path = _open(url, place)
             found = None if path.endswith("/") or place.endswith("/") else _info(fs, path)
-        if found and found["type"] == "file":
-            name = str(found["name"]).rstrip("/").rpartition("/")[2]
+        if found and found.get("type") == "file":
+            name = str(found.get("name", path)).rstrip("/").rpartition("/")[2]
             return Resolved((self._file(fs, name, found, url),))
         selection = Selection.parse(query)
         with _errors(url):
@@ -93,23 +102,23 @@ class FsspecSource:
             check_paths([name])
         except ValueError as error:
             raise SourceCorrupt(f"{url} cannot be stored: {error}") from error
-        with _errors(url):
-            info = fs.info(str(info["name"]))  # a listing may say the same in other words, and not follow links
-        if info["type"] != "file":
+        with _errors(url), self._turn(fs):
+            path = str(info["name"])
+            info = fs.info(path)  # a listing may say the same in other words, and not follow links
+        if info.get("type") != "file":
             raise SourceUnavailable(f"{url}: {name} is no file", hint="leave it out with ?ignore=", retryable=False)
         size, validator = info.get("size"), _validator(info)
         if type(size) is not int or size < 0:
             raise SourceUnavailable(f"{url} does not say how long {name} is", retryable=False)
-        handle = self._handle(fs, info, size, url, validator)
+        handle = self._handle(fs, path, size, url, validator)
         ranges = not isinstance(handle, HttpFile) or (handle.ranges and handle.pinned)
         return SourceFile(name, size, None, validator, ranges, handle=handle)
 
-    def _handle(self, fs: Any, info: Mapping[str, Any], size: int, url: SourceURL, validator: str | None) -> Any:
-        path = str(info["name"])
+    def _handle(self, fs: Any, path: str, size: int, url: SourceURL, validator: str | None) -> Any:
         signed = _sign(fs, path)
         if signed is None:
-            return _Reader(fs, path, size, url, validator)
-        file = HttpFile(signed, f"{url.scheme}://{path}", renew=lambda _: Access(_sign(fs, path) or signed, {}))
+            return _Reader(fs, path, size, url, validator, self._turn(fs))
+        file = HttpFile(signed, f"{url.scheme}://{path}", renew=lambda *_: Access(_sign(fs, path) or signed, {}))
         self._http.probe(file)  # for its ETag: the one in the listing is of another interface
         if file.size != size:
             raise SourceChanged(f"{file.shown} was listed with {size} bytes and has {file.size}", hint="run it again")
@@ -119,17 +128,26 @@ class FsspecSource:
 class _Reader:
     """Reads one object with ``cat_file``."""
 
-    def __init__(self, fs: Any, path: str, size: int, url: SourceURL, validator: str | None) -> None:
+    def __init__(
+        self,
+        fs: Any,
+        path: str,
+        size: int,
+        url: SourceURL,
+        validator: str | None,
+        turn: AbstractContextManager[Any],
+    ) -> None:
         self._fs = fs
         self._path = path
         self._size = size
         self._url = url
         self._validator = validator
+        self._turn = turn
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
         for begin in range(start, stop, _PIECE):
             end = min(begin + _PIECE, stop)
-            with _errors(self._url):
+            with _errors(self._url), self._turn:
                 piece = self._fs.cat_file(self._path, start=begin, end=end)
             if not isinstance(piece, (bytes, bytearray, memoryview)):
                 raise SourceUnavailable(f"{self._url} was read as {type(piece).__name__}", retryable=False)
@@ -141,7 +159,7 @@ class _Reader:
 
     def _check(self) -> None:
         """After the last byte: a change before it would show now."""
-        with _errors(self._url):
+        with _errors(self._url), self._turn:
             self._fs.invalidate_cache()
             info = self._fs.info(self._path)
         if info.get("size") != self._size or _validator(info) != self._validator:
@@ -209,7 +227,7 @@ def _sign(fs: Any, path: str) -> str | None:
 def _validator(info: Mapping[str, Any]) -> str | None:
     for name in (*_VERSIONS, *_TIMES):
         if (value := info.get(name)) is not None:
-            return f"{name.lower()}:{value}"
+            return f"{name.lower()}:{value}".encode(errors="backslashreplace").decode()
     return None
 
 

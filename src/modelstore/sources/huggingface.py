@@ -26,8 +26,9 @@ from modelstore.manifest import check_paths, typed
 from modelstore.progress import human_size
 from modelstore.source_url import Selection, SourceURL
 from modelstore.sources.base import Resolved, SourceFile
+from modelstore.transfer import limits
 from modelstore.transfer.http import Document, HttpClient, HttpFile, origin_of
-from modelstore.transfer.http.credentials import configured
+from modelstore.transfer.http.credentials import authorize, bearer, configured
 
 __all__ = ["HuggingFaceSource", "Place", "parse_listing"]
 
@@ -46,8 +47,6 @@ _PLACES: Final = (
     re.compile(rf"(?P<repo>{_PART}/{_PART})(?:{_REVISION})?{_PATH}/?", re.ASCII),
     re.compile(rf"(?P<repo>{_PART})(?:{_REVISION}{_PATH})?/?", re.ASCII),
 )
-#: A token that can stand in a header.
-_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class HuggingFaceSource:
         endpoint, token = _surroundings(url)
         headers = configured(endpoint, self._config)
         if token:
-            headers["Authorization"] = f"Bearer {token}"
+            headers = authorize(headers, bearer(token, "the Hub"))
         hub = _Hub(self._client, _shown(url, endpoint), endpoint, headers)
         commit = hub.commit(place)
         chosen, is_file = _choose(hub.files(place, commit), place, selection, url)
@@ -135,8 +134,8 @@ def _surroundings(url: SourceURL) -> tuple[str, str | None]:
         token: str | None = get_token()
     except OIDCError as error:
         raise SourceUnauthorized(f"no token for {url}: the exchange failed", hint="check HF_OIDC_RESOURCE") from error
-    if token and not _TOKEN.fullmatch(token):
-        raise ConfigError("the Hub's token holds a character that no header can hold", hint="check HF_TOKEN")
+    except (OSError, ValueError) as error:
+        raise ConfigError("the Hub's token cannot be read", hint="check HF_TOKEN_PATH and HF_HOME") from error
     return endpoint, token
 
 
@@ -170,10 +169,14 @@ class _Hub:
         """Every file of the commit, by path."""
         url: str | None = f"{self._endpoint}/api/models/{place.repo}/tree/{commit}?recursive=true&expand=false"
         files: dict[str, SourceFile] = {}
+        size = 0
         for _ in range(_PAGES):
             if url is None:
                 return files
             page = self._ask(url)
+            size += len(page.body)
+            if size > limits.LISTED_BYTES:
+                raise self._odd("lists more files than can be kept")
             try:
                 for file in parse_listing(self._json(page)):
                     if files.setdefault(file.path, file) is not file:

@@ -1,10 +1,11 @@
 """``ollama://[host/][namespace/]model[:tag]``: a model in Ollama's registry, or in any other."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import unquote
 
 from modelstore.config import Config
-from modelstore.errors import ConfigError
+from modelstore.errors import ConfigError, SourceNotFound
 from modelstore.registry.client import Registry
 from modelstore.registry.name import Name
 from modelstore.source_url import SourceURL
@@ -33,13 +34,17 @@ class OllamaSource:
         reference = url.revision or name.tag
         registry = Registry(self._client, name, url.text, self._config, _userinfo(url))
         manifest = registry.manifest(reference)
+        if url.pin and not manifest.satisfies(url.pin):
+            with suppress(SourceNotFound):  # the tag has moved, and what it named may still be there
+                manifest = registry.manifest(str(url.pin))
         files = tuple(
             SourceFile(file.path, file.size, file.digest, handle=registry.blob(file.digest, file.size))
             for file in manifest.files.values()
         )
         listed = {file.digest for file in files}
         others = tuple(
-            SourceFile(str(digest), size, digest, handle=registry.blob(digest, size))
+            # A path that no file can have.
+            SourceFile(f"/{digest}", size, digest, handle=registry.blob(digest, size))
             for digest, size in manifest.blobs.items()
             if digest not in listed
         )

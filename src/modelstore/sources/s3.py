@@ -30,6 +30,7 @@ from modelstore.errors import (
 from modelstore.manifest import check_paths
 from modelstore.source_url import Selection, SourceURL
 from modelstore.sources.base import Resolved, SourceFile
+from modelstore.transfer import limits
 from modelstore.transfer.asking import AT_ONCE, ask_each
 from modelstore.transfer.http import Access, HttpClient, HttpFile
 from modelstore.transfer.http.tls import named_authorities
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 #: Seconds that a signed URL is good for; a fresh one is made when it is refused.
 _EXPIRES: Final = 3600
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
+#: The system's authorities, where the large distributions keep them: botocore has a list of its own.
+_SYSTEM: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
 #: Error codes of S3 (Amazon S3 API, "Error responses"); HEAD has no body, so there the status stands for the code.
 _ABSENT: Final = ("NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404")
@@ -98,16 +101,20 @@ class S3Source:
 
         In memory, where it needs no directory that can be written.
         """
+        system = [path for path in _SYSTEM if os.path.isfile(path)][:1]
         named = [path for _, path in named_authorities(self._config.ca_bundle) if os.path.isfile(path)]
-        if not named:
+        if not system and not named:
             return None
         from botocore.httpsession import get_cert_path
 
         if self._authorities is None:
             self._authorities = os.fdopen(os.memfd_create("authorities"), "wb")
-            for path in (get_cert_path(True), *named):
-                with open(path, "rb") as file:
-                    self._authorities.write(file.read() + b"\n")
+            for path in (get_cert_path(True), *system, *named):
+                try:
+                    with open(path, "rb") as file:
+                        self._authorities.write(file.read() + b"\n")
+                except OSError as error:
+                    raise ConfigError(f"the certificates in {path} cannot be read") from error
             self._authorities.flush()
         return f"/proc/self/fd/{self._authorities.fileno()}"
 
@@ -154,7 +161,14 @@ class _Bucket:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix, **self._payer
             )
-            keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+            keys: list[str] = []
+            size = 0
+            for page in pages:
+                found = [str(entry["Key"]) for entry in page.get("Contents", ())]
+                size += sum(map(len, found))
+                keys += found
+                if size > limits.LISTED_BYTES or (page.get("IsTruncated") and not page.get("NextContinuationToken")):
+                    raise SourceUnavailable(f"{self._url} cannot be listed to its end", retryable=False)
         return [key.removeprefix(prefix) for key in keys if not key.endswith("/")]
 
     def head(self, key: str, version: str | None = None) -> Mapping[str, Any] | None:
@@ -200,7 +214,9 @@ class _Bucket:
             raise ConfigError(f"{self._url} does not end in a file name: {error}") from error
         shown = f"s3://{self._bucket}/{key}"
         _refuse_archived(shown, head)
-        size, etag = head["ContentLength"], head.get("ETag")
+        size, etag = head.get("ContentLength"), head.get("ETag")
+        if not isinstance(size, int):
+            raise SourceUnavailable(f"{shown} does not say how long it is", retryable=False)
         pinned = head.get("VersionId") if head.get("VersionId") != "null" else None
         handle = HttpFile(
             "",
@@ -211,7 +227,7 @@ class _Bucket:
             last_modified=head.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("last-modified"),
             encoding=head.get("ContentEncoding") or "identity",
             hint="check the credentials and the bucket's policy",
-            renew=lambda _: self._sign(key, version),
+            renew=lambda _refused, _challenge: self._sign(key, version),
         )
         validator = f"etag:{etag}" + (f";version:{pinned}" if pinned else "") if etag else None
         return SourceFile(name, size, _digest(head), validator, ranges=bool(etag), handle=handle)
@@ -245,18 +261,35 @@ class _Bucket:
             exceptions.NoCredentialsError,
             exceptions.CredentialRetrievalError,
             exceptions.PartialCredentialsError,
+            exceptions.SSOError,
+            exceptions.SSOTokenLoadError,
+            exceptions.TokenRetrievalError,
+            exceptions.InfiniteLoopConfigError,
         ) as error:
             raise SourceUnauthorized(
                 f"{self._url} may not be read: {_reason(error)}", hint="check the AWS credentials"
             ) from error
-        except (exceptions.ParamValidationError, exceptions.ProfileNotFound, exceptions.ConfigParseError) as error:
+        except (
+            exceptions.ParamValidationError,
+            exceptions.ProfileNotFound,
+            exceptions.ConfigParseError,
+            exceptions.InvalidConfigError,
+            exceptions.InvalidS3AddressingStyleError,
+        ) as error:
             raise ConfigError(f"{self._url} cannot be asked for: {str(error).splitlines()[-1]}") from error
         except (exceptions.BotoCoreError, exceptions.HTTPClientError, ValueError) as error:
+            # Not chained: its text quotes addresses, with what may be a password in them.
             retryable = isinstance(error, exceptions.HTTPClientError)
             raise SourceUnavailable(
                 f"{self._url} could not be asked for: {_reason(error)}",
                 hint="check AWS_ENDPOINT_URL, the region and the network",
                 retryable=retryable,
+            ) from None
+        except (LookupError, TypeError, AttributeError, OSError) as error:
+            raise SourceUnavailable(
+                f"{self._url} could not be asked for: {_reason(error)}",
+                hint="check the AWS credentials' files and programs",
+                retryable=False,
             ) from error
 
     def _translate(self, error: Any) -> Exception:

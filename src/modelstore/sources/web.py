@@ -9,7 +9,7 @@ from modelstore.manifest import check_paths
 from modelstore.source_url import SourceURL
 from modelstore.sources.base import Resolved, SourceFile
 from modelstore.transfer.http import HttpClient, HttpFile
-from modelstore.transfer.http.credentials import basic, configured, from_netrc, split_userinfo
+from modelstore.transfer.http.credentials import authorize, basic, configured, from_netrc, split_userinfo
 
 __all__ = ["WebSource"]
 
@@ -45,12 +45,9 @@ class WebSource:
     def _headers(self, url: str, userinfo: tuple[str, str] | None) -> dict[str, str]:
         """Those of the config; the URL's own credentials count before them, those in netrc after them."""
         headers = configured(url, self._config)
-        given = [name for name in headers if name.lower() == "authorization"]
-        if account := userinfo or (None if given else from_netrc(url)):
-            for name in given:
-                del headers[name]
-            headers["Authorization"] = basic(*account)
-        return headers
+        given = any(name.lower() == "authorization" for name in headers)
+        account = userinfo or (None if given else from_netrc(url))
+        return authorize(headers, basic(*account)) if account else headers
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
         if not file.ranges:  # as the engine found out

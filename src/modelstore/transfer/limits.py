@@ -11,6 +11,12 @@ STALL_SECONDS = 20.0
 #: A connection that gave fewer than SLOW_BYTES in SLOW_SECONDS of waiting is cut: 1 KiB/s.
 SLOW_SECONDS = 60.0
 SLOW_BYTES = 60 * 1024
+#: Seconds that a source may take to say what it holds.
+ASK_SECONDS = 600.0
+#: Bytes of trailers after a chunked body.
+TRAILER_BYTES = 64 * 1024
+#: Bytes of the names that a source may list: a manifest has room for a sixteenth of them.
+LISTED_BYTES = 64 * 1024 * 1024
 #: Redirects that one request may follow.
 MAX_REDIRECTS = 10
 #: Seconds; a longer Retry-After is taken for this.

@@ -216,6 +216,8 @@ def redirect_target(file: HttpFile, url: str, location: str) -> str:
         target, scheme, host = "", "", None
     if not location or not host or scheme not in ("http", "https") or "\\" in target:
         raise SourceUnavailable(f"{file.shown} redirects to something that is not a web address", retryable=False)
+    if "%" in host and ":" not in host:  # two parsers could read it as two hosts
+        raise SourceUnavailable(f"{file.shown} redirects to something that is not a web address", retryable=False)
     if scheme == "http" and urlsplit(url).scheme == "https":
         raise SourceUnavailable(f"{file.shown} redirects from https to plain http", retryable=False)
     if host != urlsplit(url).hostname:

@@ -13,7 +13,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError, ProxyError, ReadTimeoutError, SSLError
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
-from modelstore.errors import ModelStoreError, SourceChanged, SourceUnavailable
+from modelstore.errors import ModelStoreError, SourceChanged, SourceCorrupt, SourceUnavailable
 from modelstore.sources.base import RangesIgnored
 from modelstore.transfer import limits
 from modelstore.transfer.http.answers import (
@@ -132,7 +132,7 @@ class HttpClient:
                 raise SourceChanged(f"{file.shown} no longer has the bytes from {start}")
             first, last, total = content_range(file, response)
             if total != file.size:
-                raise SourceChanged(f"{file.shown} was {file.size} bytes long and is now {total}")
+                raise _other_size(file, total)
             if first != start or last >= stop:
                 raise _another_range(file)
             check_same(file, response)
@@ -145,7 +145,7 @@ class HttpClient:
                 raise SourceUnavailable(f"{file.shown} answered {response.status} to a plain request", retryable=False)
             length = declared_length(response)
             if length not in (None, file.size):
-                raise SourceChanged(f"{file.shown} was {file.size} bytes long and is now {length}")
+                raise _other_size(file, length)
             check_same(file, response)
             yield from self._body(file, response)
 
@@ -186,7 +186,8 @@ class HttpClient:
         refused = file.access
         response, own = self._follow_from(file, refused, headers, body)
         # 400: S3's ExpiredToken.
-        if own and response.status in (400, 401, 403) and file.renew_access(refused):
+        challenge = response.headers.get("WWW-Authenticate", "")
+        if own and response.status in (400, 401, 403) and file.renew_access(refused, challenge):
             self._pools.done(response)
             response, _ = self._follow_from(file, file.access, headers, body)
         return response
@@ -220,8 +221,8 @@ class HttpClient:
     def _send(
         self, file: HttpFile, url: str, access: Access, headers: Mapping[str, str], body: bytes | None = None
     ) -> BaseHTTPResponse:
-        own = access.headers if origin_of(url) == origin_of(access.url) else {}
         with _translated(file):
+            own = access.headers if origin_of(url) == origin_of(access.url) else {}
             return self._pools.of(url).urlopen(
                 "GET" if body is None else "POST",
                 url,
@@ -231,6 +232,12 @@ class HttpClient:
                 decode_content=False,
                 redirect=False,
             )
+
+
+def _other_size(file: HttpFile, size: int | None) -> SourceChanged | SourceCorrupt:
+    if file.immutable:
+        return SourceCorrupt(f"{file.shown} has {size} bytes and not {file.size}")
+    return SourceChanged(f"{file.shown} was {file.size} bytes long and is now {size}")
 
 
 def _another_range(file: HttpFile) -> SourceUnavailable:
@@ -269,7 +276,11 @@ def _translated(file: HttpFile) -> Iterator[None]:
             hint="check the certificate, or name its authority in SSL_CERT_FILE",
             retryable=not _has(error, ssl.SSLCertVerificationError),
         ) from error
-    except (HTTPError, OSError, ValueError) as error:
+    except ValueError:  # not chained: its text quotes the address, or a header
+        raise SourceUnavailable(
+            f"{file.shown} could not be asked for: its address or a header is malformed", retryable=False
+        ) from None
+    except (HTTPError, OSError) as error:
         reason = _reason(error)
         if isinstance(error, ProxyError):
             raise SourceUnavailable(

@@ -3,13 +3,19 @@
 import logging
 import netrc
 import os
+import re
 from base64 import b64encode
+from collections.abc import Mapping
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from modelstore.config import Config
+from modelstore.errors import ConfigError
 from modelstore.transfer.http.file import origin_of
 
-__all__ = ["basic", "configured", "from_netrc", "split_userinfo"]
+__all__ = ["authorize", "basic", "bearer", "configured", "from_netrc", "split_userinfo"]
+
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +23,19 @@ logger = logging.getLogger(__name__)
 def basic(name: str, password: str) -> str:
     """The value of an Authorization header (RFC 7617)."""
     return f"Basic {b64encode(f'{name}:{password}'.encode()).decode()}"
+
+
+def authorize(headers: Mapping[str, str], authorization: str) -> dict[str, str]:
+    """The headers with this Authorization, in place of any other."""
+    others = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+    return {**others, "Authorization": authorization}
+
+
+def bearer(token: str, name: str) -> str:
+    """The value of an Authorization header (RFC 6750). Raises ``ConfigError`` that tells where the token was."""
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(f"the token of {name} holds a character that no header can hold", hint="check it")
+    return f"Bearer {token}"
 
 
 def split_userinfo(url: str) -> tuple[str, tuple[str, str] | None]:

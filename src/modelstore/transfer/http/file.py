@@ -45,7 +45,7 @@ class HttpFile:
     immutable: bool = False
     promised: Mapping[str, str] = field(default_factory=dict, repr=False)
     hint: str = "check the credentials"
-    renew: Callable[[Access], Access] | None = field(default=None, repr=False)
+    renew: Callable[[Access, str], Access] | None = field(default=None, repr=False)
     redirected: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,16 +56,19 @@ class HttpFile:
     def access(self) -> Access:
         """What to ask with now."""
         if not self._access.url:
-            self.renew_access(self._access)
+            self.renew_access(self._access, "")
         return self._access
 
-    def renew_access(self, refused: Access) -> bool:
-        """Replace what was refused, once for all threads that were; False if there is no other."""
+    def renew_access(self, refused: Access, challenge: str) -> bool:
+        """Replace what was refused, once for all threads that were; False if there is no other.
+
+        ``challenge`` is what the refusal wants (WWW-Authenticate), if it said so.
+        """
         if self.renew is None:
             return False
         with self._lock:
             if self._access is refused:
-                self._access = self.renew(refused)
+                self._access = self.renew(refused, challenge)
         return True
 
     @property

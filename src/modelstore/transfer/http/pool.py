@@ -7,7 +7,7 @@ import ssl
 import time
 from contextlib import suppress
 from functools import partial
-from http.client import HTTPResponse
+from http.client import HTTPResponse, LineTooLong
 from threading import Lock
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -26,6 +26,8 @@ __all__ = ["Pools", "TooSlow"]
 
 #: Bytes. Lines of a header are read through a smaller buffer, and must not be waited for together.
 _SMALL: Final = 64 * 1024
+#: Bytes. So much of an answer that nobody wants, a redirect's page for one, is read: it costs less than a connection.
+_SMALL_REST: Final = 8 * 1024
 
 
 class TooSlow(TimeoutError):
@@ -74,8 +76,9 @@ class Pools:
     def done(self, response: urllib3.BaseHTTPResponse) -> None:
         """An answer is read, as far as it will be. Its connection may be used again if nothing of it is left."""
         self._open_sockets.pop(response, None)
-        if response.length_remaining == 0:
-            response.drain_conn()  # of nothing: an empty body, too, has to be read for that
+        left = response.length_remaining
+        if left is not None and left <= _SMALL_REST:
+            response.drain_conn()  # an empty body, too, has to be read
             response.release_conn()
         else:
             response.close()
@@ -198,6 +201,16 @@ class _Response(HTTPResponse):
     def begin(self) -> None:
         super().begin()
         self._wire.header_ended()
+
+    def _read_and_discard_trailer(self) -> None:
+        """As in http.client, which reads trailers for as long as they come."""
+        left = limits.TRAILER_BYTES
+        while line := self.fp.readline(left + 1):
+            left -= len(line)
+            if left < 0:
+                raise LineTooLong("trailer")
+            if line in (b"\r\n", b"\n"):
+                break
 
 
 class _Guarded(HTTPConnection):
