@@ -137,7 +137,7 @@ class Bringer:
     def _check_manifest(self, manifest: Manifest, remembered: Digest | None) -> None:
         """Refuse a manifest that is not the pinned one, or if there is no pin, not the one that is remembered."""
         pin = self._url.pin
-        if pin and not manifest.satisfies(pin):
+        if pin and manifest.digest != pin:
             raise SourceCorrupt(
                 f"the manifest of {self._url} is {manifest.digest}, but {pin} was expected", hint="check the pin"
             )

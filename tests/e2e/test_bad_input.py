@@ -69,7 +69,7 @@ def test_malformed_url(refused: Refused, source: str) -> None:
     refused(2, source)
 
 
-@pytest.mark.parametrize("source", ["foo://host/model.gguf", "ftp://host/model.gguf"])
+@pytest.mark.parametrize("source", ["foo://host/model.gguf", "htps://host/model.gguf"])
 def test_unknown_scheme_lists_the_known_ones(refused: Refused, source: str) -> None:
     refused(2, source, source.partition(":")[0], "file", "http", "https")
 

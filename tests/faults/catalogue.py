@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modelstore.errors import SourceChanged, SourceCorrupt, SourceError, SourceNotFound, SourceUnauthorized
+from modelstore.errors import (
+    BlobArchived,
+    SourceChanged,
+    SourceCorrupt,
+    SourceError,
+    SourceNotFound,
+    SourceUnauthorized,
+)
 from modelstore.errors import SourceUnavailable as Unavailable
 from tests.faults import bend
 from tests.faults.bend import Bend
@@ -183,7 +190,7 @@ FAULTS: tuple[Fault, ...] = (
     fatal(23, "deleted", bend.s3_error(404, "NoSuchKey"), SourceNotFound, SourceChanged, asks=4,
           phases=("probe", *FEW)),
     fatal(23, "gone", bend.status(410), SourceNotFound, SourceChanged, asks=4),
-    fatal(23, "archived", bend.s3_error(403, "InvalidObjectState"), *DENIED, asks=4),
+    fatal(23, "archived", bend.s3_error(403, "InvalidObjectState"), BlobArchived, asks=4),
     fatal(24, "416-right-total", bend.unsatisfied, *REFUSED, modes=RANGES),
     either(24, "416-once", bend.unsatisfied, *REFUSED, modes=RANGES),
     survived(25, "http-1.0", bend.protocol("HTTP/1.0"), kind="server"),

@@ -34,7 +34,7 @@ class OllamaSource:
         reference = url.revision or name.tag
         registry = Registry(self._client, name, url.text, self._config, _userinfo(url))
         manifest = registry.manifest(reference)
-        if url.pin and not manifest.satisfies(url.pin):
+        if url.pin and manifest.digest != url.pin:
             with suppress(SourceNotFound):  # the tag has moved, and what it named may still be there
                 manifest = registry.manifest(str(url.pin))
         files = tuple(
