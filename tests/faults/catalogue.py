@@ -57,7 +57,7 @@ class Fault:
     kind: Literal["body", "answer", "server"] = "answer"
     times: int | None = 1
     right: bool = True
-    errors: tuple[type[SourceError], ...] = ()
+    errors: tuple[type[SourceError | BlobArchived], ...] = ()
     phases: tuple[Phase, ...] = PHASES
     modes: tuple[Mode, ...] = ("ranges", "stream")
     again: int = 0
@@ -80,13 +80,13 @@ def survived(number: int, name: str, how: Bend, **fields: Any) -> Fault:
     return Fault(number=number, name=name, bend=how, **fields)
 
 
-def fatal(number: int, name: str, how: Bend, *errors: type[SourceError], **fields: Any) -> Fault:
+def fatal(number: int, name: str, how: Bend, *errors: type[SourceError | BlobArchived], **fields: Any) -> Fault:
     """It never ends, and must be one of these errors."""
     defaults: dict[str, Any] = {"times": None, "right": False, "phases": FEW}
     return Fault(number=number, name=name, bend=how, errors=errors or (Unavailable,), **{**defaults, **fields})
 
 
-def either(number: int, name: str, how: Bend, *errors: type[SourceError], **fields: Any) -> Fault:
+def either(number: int, name: str, how: Bend, *errors: type[SourceError | BlobArchived], **fields: Any) -> Fault:
     """The right bytes or one of these errors: a matter of policy. Never wrong bytes."""
     return Fault(number=number, name=name, bend=how, errors=errors or SUSPECT, **fields)
 

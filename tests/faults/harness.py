@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelstore import Store
 from modelstore.digest import CHUNK_SIZE
-from modelstore.errors import SourceError
+from modelstore.errors import BlobArchived, SourceError
 from modelstore.source_url import SourceURL
 from modelstore.sources.web import WebSource
 from modelstore.transfer import limits
@@ -113,7 +113,7 @@ def _covers(answer: Answer, position: int) -> bool:
 class Outcome:
     seconds: float
     digests: list[str] = field(default_factory=list)  # of what was fetched, in order
-    error: SourceError | None = None
+    error: SourceError | BlobArchived | None = None
 
 
 class Cell:
@@ -136,11 +136,11 @@ class Cell:
             server.add("/first.gguf", OTHER, ranges=mode == "ranges")
 
     def attempt(self) -> Outcome:
-        """Fetch, and see how that ends. Anything but a `SourceError` is the test's own failure."""
+        """Fetch, and see how that ends. Anything but a `SourceError` or `BlobArchived` is the test's own failure."""
         begun = time.monotonic()
         try:
             digests = self._fetch_two() if self.phase == "second" else [self._fetch_one()]
-        except SourceError as error:
+        except (SourceError, BlobArchived) as error:
             return Outcome(time.monotonic() - begun, error=error)
         return Outcome(time.monotonic() - begun, digests)
 

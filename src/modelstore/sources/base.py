@@ -56,7 +56,10 @@ class Source(Protocol):
     """Reads models of one kind of URL. Safe to use from several threads at once."""
 
     def resolve(self, url: SourceURL) -> Resolved:
-        """Pin the URL and list its files. Raises a :class:`~modelstore.errors.SourceError` or ``ConfigError``."""
+        """Pin the URL and list its files.
+
+        Raises a :class:`~modelstore.errors.SourceError`, ``ConfigError``, or ``BlobArchived`` for what has to be restored.
+        """
         ...
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:

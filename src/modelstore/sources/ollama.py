@@ -5,7 +5,7 @@ from contextlib import suppress
 from urllib.parse import unquote
 
 from modelstore.config import Config
-from modelstore.errors import ConfigError, SourceNotFound
+from modelstore.errors import ConfigError, SourceError
 from modelstore.registry.client import Registry
 from modelstore.registry.name import Name
 from modelstore.source_url import SourceURL
@@ -35,7 +35,7 @@ class OllamaSource:
         registry = Registry(self._client, name, url.text, self._config, _userinfo(url))
         manifest = registry.manifest(reference)
         if url.pin and manifest.digest != url.pin:
-            with suppress(SourceNotFound):  # the tag has moved, and what it named may still be there
+            with suppress(SourceError):  # the tag has moved, and what it named may still be there
                 manifest = registry.manifest(str(url.pin))
         files = tuple(
             SourceFile(file.path, file.size, file.digest, handle=registry.blob(file.digest, file.size))
