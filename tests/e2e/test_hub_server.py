@@ -53,7 +53,7 @@ def test_content_from_another_server(tmp_path: Path, nginx_factory: object) -> N
     root.mkdir()
     body = FileBody(weights)
     (root / body.sha256).hardlink_to(weights)
-    with Hub(content_base=nginx_factory(root)) as hub:  # type: ignore[operator]
+    with Hub(content_base=nginx_factory(root).replace("127.0.0.1", "localhost")) as hub:  # type: ignore[operator]
         hub.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": body})
         found = digests(real_client(hub, tmp_path).snapshot("acme/tiny"))
         assert found["model.safetensors"] == body.sha256

@@ -117,7 +117,7 @@ class Hub(Scripted):
         inline: bool = False,
     ) -> None:
         super().__init__()
-        self.cdn = Cdn()
+        self.cdn = Cdn("127.0.0.2")  # the Hub's client before 2.0 takes another port for the same place
         self.prefix, self.endpoint = prefix, self.url + prefix
         self.page_size = page_size
         self.content_base = content_base

@@ -45,7 +45,6 @@ class Output:
             self._write("".join(traceback.format_exception(error)).rstrip())
         choices = list(getattr(error, "choices", ()))
         line = " ".join(message.removesuffix(": " + ", ".join(choices)).split())
-        line = "".join(character if character.isprintable() else "�" for character in line)
         if self._json:
             more = {"choices": choices} if choices else {}
             self._write(json.dumps({"level": "error", "message": line, "exit_code": code, **more}))
@@ -58,12 +57,17 @@ class Output:
         self._write(f"modelstore: {line}")
 
     def _write(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        print(_plain(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _plain(text: str) -> str:
+    """Text without what a terminal would obey: some of it comes from servers."""
+    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"modelstore: {record.levelname.lower()}: {record.getMessage()}"
+        return _plain(f"modelstore: {record.levelname.lower()}: {record.getMessage()}")
 
 
 class _JsonFormatter(logging.Formatter):

@@ -58,7 +58,7 @@ class Source(Protocol):
     def resolve(self, url: SourceURL) -> Resolved:
         """Pin the URL and list its files.
 
-        Raises a :class:`~modelstore.errors.SourceError`, ``ConfigError``, or ``BlobArchived`` for what has to be restored.
+        Raises a :class:`~modelstore.errors.SourceError`, ``ConfigError``, or ``BlobArchived``.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
 from threading import Event
 from typing import Final, TypeVar
@@ -24,7 +24,10 @@ def ask_each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """What the function gives for each item, in their order. The first failure ends all that have not begun."""
     lanes = Lanes(AT_ONCE, "modelstore-ask")
     try:
-        return [future.result() for future in lanes.submit(partial(function, item) for item in items)]
+        futures = lanes.submit(partial(function, item) for item in items)
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+        return [future.result() for future in futures]
     finally:
         lanes.close()
 
