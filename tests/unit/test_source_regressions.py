@@ -87,7 +87,7 @@ def test_one_authorization_header(client: HttpClient, tmp_path: Path, monkeypatc
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         registry = Registry(client, Name.parse(f"{host}/library/tiny"), "tiny", load_config(settings), None)
         assert registry.manifest("latest").raw == pushed.raw
-        assert b"".join(client.read(registry.blob(Digest(model.hex), len(model.data)), 0, len(model.data)))
+        assert b"".join(client.read(registry.blob(Digest(model.hex), len(model.data)), 0, len(model.data), ranges=True))
         sent = [authorizations(request) for request in server.requests]
         login = basic("me:logged-in")
         assert sent == [["Token configured"], [login], [login]]

@@ -88,7 +88,6 @@ class Registry:
             "",  # with whatever credentials there are by then
             f"{self._shown} ({digest})",
             size=size,
-            ranges=True,
             immutable=True,
             renew=partial(self._renew, url),
         )

@@ -91,7 +91,7 @@ class FsspecSource:
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
         handle = file.handle
         if isinstance(handle, HttpFile):
-            return self._http.read(handle, start, stop) if file.ranges else self._http.read_all(handle)
+            return self._http.read(handle, start, stop, ranges=file.ranges)
         return handle.read(start, stop)  # type: ignore[no-any-return]
 
     def close(self) -> None:

@@ -104,9 +104,7 @@ class HuggingFaceSource:
         return Resolved(files, commit, tree=not is_file)
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-        if not file.ranges:  # as the engine found out, or wants it
-            return self._client.read_all(file.handle)
-        return self._client.read(file.handle, start, stop)
+        return self._client.read(file.handle, start, stop, ranges=file.ranges)
 
     def close(self) -> None:
         self._client.close()
@@ -196,7 +194,6 @@ class _Hub:
             f"{self._shown} ({file.path})",
             self._headers,
             size=file.size,
-            ranges=True,
             immutable=True,
             promised=promised,
             hint=f"ask for access at {self._page(place)}, and set HF_TOKEN",

@@ -51,9 +51,7 @@ class OllamaSource:
         return Resolved(files, str(manifest.digest), tree=True, manifest=manifest, others=others)
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-        if not file.ranges:  # as the engine found out
-            return self._client.read_all(file.handle)
-        return self._client.read(file.handle, start, stop)
+        return self._client.read(file.handle, start, stop, ranges=file.ranges)
 
     def close(self) -> None:
         self._client.close()

@@ -92,9 +92,7 @@ class S3Source:
         return Resolved(tuple(store.files(names)), tree=True)
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-        if not file.ranges:  # as the engine found out
-            return self._http.read_all(file.handle)
-        return self._http.read(file.handle, start, stop)
+        return self._http.read(file.handle, start, stop, ranges=file.ranges)
 
     def _trusted(self) -> str | None:
         """A file of the authorities that botocore believes and of those that were named besides; None if none were.
@@ -222,7 +220,6 @@ class _Bucket:
             "",
             shown,
             size=size,
-            ranges=bool(etag),
             etag=etag,
             last_modified=head.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("last-modified"),
             encoding=head.get("ContentEncoding") or "identity",

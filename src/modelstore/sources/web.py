@@ -34,7 +34,7 @@ class WebSource:
         if not name:
             raise ConfigError(f"{url} does not end in a file name, and the server gives none")
         # Ranges that nothing ties together could be of two versions: then only one stream is safe.
-        ranges = file.ranges = file.ranges and (file.pinned or url.pin is not None)
+        ranges = file.ranges and (file.pinned or url.pin is not None)
         validator = None
         if file.strong_etag:
             validator = f"etag:{file.strong_etag}"
@@ -50,9 +50,7 @@ class WebSource:
         return authorize(headers, basic(*account)) if account else headers
 
     def open_range(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
-        if not file.ranges:  # as the engine found out
-            return self._client.read_all(file.handle)
-        return self._client.read(file.handle, start, stop)
+        return self._client.read(file.handle, start, stop, ranges=file.ranges)
 
     def close(self) -> None:
         self._client.close()

@@ -113,12 +113,13 @@ class HttpClient:
         finally:
             self._pools.done(response)
 
-    def read(self, file: HttpFile, start: int, stop: int) -> Iterator[bytes]:
+    def read(self, file: HttpFile, start: int, stop: int, *, ranges: bool) -> Iterator[bytes]:
         """The bytes ``[start, stop)`` of a probed file, or of one whose size was known.
 
-        A whole file is asked for as one: servers and caches answer that more readily than a range.
+        Without ``ranges`` they are the whole. That is asked for as one: servers and caches answer it more readily than
+        a range.
         """
-        if file.ranges and (start, stop) != (0, file.size):
+        if ranges and (start, stop) != (0, file.size):
             return self.read_range(file, start, stop)
         return self.read_all(file)
 
