@@ -9,6 +9,7 @@ import base64
 import json
 import secrets
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,11 @@ def files(*roots: Path, planted: Iterable[Path] = ()) -> dict[str, bytes]:
     """The content of every file below, and all names; less what the test itself planted."""
     known = set(planted)
     paths = [path for root in roots for path in root.rglob("*") if path not in known]
-    found = {str(path): path.read_bytes() for path in paths if path.is_file()}
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # a process that runs renames what is whole
+            if path.is_file():
+                found[str(path)] = path.read_bytes()
     return {**found, "names": "\n".join(map(str, paths)).encode()}
 
 
