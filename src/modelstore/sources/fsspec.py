@@ -115,14 +115,18 @@ class FsspecSource:
         return SourceFile(name, size, None, validator, ranges, handle=handle)
 
     def _handle(self, fs: Any, path: str, size: int, url: SourceURL, validator: str | None) -> Any:
-        signed = _sign(fs, path)
+        signed = self._sign(fs, path)
         if signed is None:
             return _Reader(fs, path, size, url, validator, self._turn(fs))
-        file = HttpFile(signed, f"{url.scheme}://{path}", renew=lambda *_: Access(_sign(fs, path) or signed, {}))
+        file = HttpFile(signed, f"{url.scheme}://{path}", renew=lambda *_: Access(self._sign(fs, path) or signed, {}))
         self._http.probe(file)  # for its ETag: the one in the listing is of another interface
         if file.size != size:
             raise SourceChanged(f"{file.shown} was listed with {size} bytes and has {file.size}", hint="run it again")
         return file
+
+    def _sign(self, fs: Any, path: str) -> str | None:
+        with self._turn(fs):
+            return _sign(fs, path)
 
 
 class _Reader:

@@ -46,7 +46,11 @@ def ask(question: Callable[[], R], shown: str, cancel: Event | None) -> R:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("the fetch was cancelled while it asked the source")
             if time.monotonic() > deadline:
-                raise SourceUnavailable(f"{shown} did not say in {limits.ASK_SECONDS:g} seconds what it holds")
+                raise SourceUnavailable(
+                    f"{shown} did not say in {limits.ASK_SECONDS:g} seconds what it holds",
+                    hint="check the URL and the network",
+                    retryable=False,  # or it would be asked for as long again
+                )
         return future.result()
     finally:
         lanes.close()
