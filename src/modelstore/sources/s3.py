@@ -364,4 +364,5 @@ def _refuse_archived(shown: str, head: Mapping[str, Any]) -> None:
 
 def _reason(error: Exception) -> str:
     """A few words; botocore's own may quote an address with a password in it."""
-    return re.sub(r"(?<!^)([A-Z])", r" \1", type(error).__name__.removesuffix("Error")).lower()
+    words = re.sub(r"(?<!^)([A-Z])", r" \1", type(error).__name__.removesuffix("Error")).lower()
+    return "no connection to the endpoint" if words == "endpoint connection" else words
